@@ -1,0 +1,70 @@
+//! What the code in the cage may ask of its host, as a trait.
+//!
+//! Inside the cage it is the gate to the doorbell; in tests and fuzz targets it is a file or a byte vector. No
+//! other input reaches this crate: that is what makes a job deterministic.
+
+use instar_abi::{
+    call::{DataRange, Phase, ReadRange, TextKind},
+    extent::{Extent, MapRequest},
+    finding::{Finding, Owner},
+    problem::Cure,
+};
+
+/// One range of a vectored read, as the crate sees it: the bytes land one after the other in one buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Range {
+    /// Byte offset in the file.
+    pub offset: u64,
+    /// Bytes, at least 1.
+    pub len: usize,
+    /// File index (`instar_abi::boot::FILE_*`).
+    pub file: u32,
+    /// Set by the read: 0, or the errno that this range failed with. Its bytes are zero then.
+    pub error: u32,
+}
+
+/// The host's side of a job. Calls cannot fail in a way that the inmate would have to handle: a host that
+/// refuses a call ends the job.
+pub trait Host {
+    /// Length in bytes of a file, `None` where there is none.
+    fn file_len(&self, file: u32) -> Option<u64>;
+
+    /// Reads all ranges into `into`, which is exactly as long as their sum. Ranges end at the end of their file
+    /// or before.
+    fn read(&mut self, ranges: &mut [Range], into: &mut [u8]);
+
+    /// Which parts of a range are not holes, in order; everything else reads as zeros.
+    fn data_ranges(&mut self, file: u32, offset: u64, len: u64, found: &mut alloc::vec::Vec<DataRange>);
+
+    /// Reports a finding.
+    fn finding(&mut self, finding: &Finding);
+
+    /// Names a user of the place of a finding that was reported before.
+    fn owner(&mut self, owner: &Owner);
+
+    /// Hands over opaque bytes found in the image.
+    fn text(&mut self, kind: TextKind, index: u32, bytes: &[u8]);
+
+    /// Says how far the job is.
+    fn progress(&mut self, phase: Phase, pass: u32, done: u64, total: u64);
+
+    /// Opens a step of a cure: what is staged from now on lies within these (offset, len) ranges.
+    fn scope(&mut self, cure: Cure, ranges: &[(u64, u64)]);
+
+    /// Proposes a write to the image.
+    fn stage(&mut self, offset: u64, bytes: &[u8]);
+
+    /// What was staged before must be durable before what is staged after.
+    fn barrier(&mut self);
+
+    /// Reports an extent of the range under way.
+    fn extent(&mut self, extent: &Extent);
+
+    /// Waits for the next request of a resident job.
+    fn next(&mut self) -> MapRequest;
+
+    /// Bytes that the job may allocate in all; what it must stay below to get an answer.
+    fn memory_budget(&self) -> usize;
+}
+
+const _: () = assert!(size_of::<ReadRange>() == 32);

@@ -1,0 +1,6 @@
+//! instar-mount: a FUSE-mounted, self-healing virtual disk.
+//!
+//! The folder is the trust zone (`docs/design.md`): nothing in this package interprets a byte of an image.
+
+pub mod image;
+pub mod sandbox;

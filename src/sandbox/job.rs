@@ -1,0 +1,44 @@
+//! What a cage is asked to do.
+
+use std::sync::Arc;
+
+use instar_abi::boot::JobKind;
+use instar_abi::problem::Tier;
+
+use super::limits::Limits;
+use crate::image::Backend;
+
+/// One job for one inmate.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// What to do.
+    pub kind: JobKind,
+    /// For [`JobKind::Plan`].
+    pub tier: Option<Tier>,
+    /// Inflate every compressed cluster too.
+    pub deep: bool,
+    /// The image.
+    pub image: Arc<dyn Backend>,
+    /// The external data file, where the user gave one.
+    pub data_file: Option<Arc<dyn Backend>>,
+    /// What the inmate may use up.
+    pub limits: Limits,
+    /// For [`JobKind::Evil`]: which misbehaviour.
+    pub params: [u64; 4],
+}
+
+impl Job {
+    /// A job on an image with the default limits.
+    #[must_use]
+    pub fn new(kind: JobKind, image: Arc<dyn Backend>) -> Self {
+        Self {
+            kind,
+            tier: None,
+            deep: false,
+            image,
+            data_file: None,
+            limits: Limits::default(),
+            params: [0; 4],
+        }
+    }
+}
