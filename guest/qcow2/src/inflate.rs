@@ -1,0 +1,152 @@
+//! Inflating compressed clusters: raw deflate (compression type 0) and Zstandard (type 1).
+//!
+//! Invariant: whatever the bytes are, at most one cluster of output is made and memory is bounded by the cluster
+//! size plus one Zstandard block, so a decompression bomb is an error like any other.
+//!
+//! A stream must fill its cluster. For deflate, what follows a full cluster is ignored (the payload's length is
+//! told in 512-byte sectors only, and streams without an end mark are met in practice); a Zstandard frame must
+//! end exactly with the cluster. Source: QCOW2 specification, "Compressed clusters" and "compression_type".
+
+use alloc::boxed::Box;
+
+use miniz_oxide::inflate::TINFLStatus;
+use miniz_oxide::inflate::core::inflate_flags::TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
+use miniz_oxide::inflate::core::{DecompressorOxide, decompress};
+use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
+use ruzstd::io::Read;
+
+/// How an image's compressed clusters are packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// Raw deflate (RFC 1951).
+    Deflate,
+    /// Zstandard (RFC 8878).
+    Zstd,
+}
+
+/// The payload does not inflate to exactly one cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NotOneCluster;
+
+/// Inflates one cluster after the other with the same working memory.
+pub struct Inflater {
+    compression: Compression,
+    deflate: Box<DecompressorOxide>,
+    zstd: FrameDecoder,
+}
+
+impl core::fmt::Debug for Inflater {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Inflater").field("compression", &self.compression).finish_non_exhaustive()
+    }
+}
+
+impl Inflater {
+    /// An inflater for all clusters of one image.
+    #[must_use]
+    pub fn new(compression: Compression) -> Self {
+        Self { compression, deflate: Box::default(), zstd: FrameDecoder::new() }
+    }
+
+    /// Fills `cluster` from `payload`.
+    ///
+    /// # Errors
+    /// When the payload does not inflate to exactly one cluster; the content of `cluster` is unspecified then.
+    pub fn inflate(&mut self, payload: &[u8], cluster: &mut [u8]) -> Result<(), NotOneCluster> {
+        match self.compression {
+            Compression::Deflate => self.inflate_deflate(payload, cluster),
+            Compression::Zstd => self.inflate_zstd(payload, cluster),
+        }
+    }
+
+    fn inflate_deflate(&mut self, payload: &[u8], cluster: &mut [u8]) -> Result<(), NotOneCluster> {
+        self.deflate.init();
+        let (status, _, made) =
+            decompress(&mut self.deflate, payload, cluster, 0, TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF);
+        let ended = matches!(status, TINFLStatus::Done | TINFLStatus::HasMoreOutput);
+        if made == cluster.len() && (ended || status == TINFLStatus::FailedCannotMakeProgress) {
+            Ok(())
+        } else {
+            Err(NotOneCluster)
+        }
+    }
+
+    fn inflate_zstd(&mut self, mut payload: &[u8], cluster: &mut [u8]) -> Result<(), NotOneCluster> {
+        self.zstd.init(&mut payload).map_err(|_| NotOneCluster)?;
+        // One byte more than fits tells a frame that ends with the cluster from one that goes on.
+        let most = BlockDecodingStrategy::UptoBytes(cluster.len().saturating_add(1));
+        let finished = self.zstd.decode_blocks(&mut payload, most).map_err(|_| NotOneCluster)?;
+        let made = if finished { self.zstd.can_collect() } else { 0 };
+        if made != cluster.len() || self.zstd.read(cluster).map_err(|_| NotOneCluster)? != made {
+            return Err(NotOneCluster);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+    use alloc::vec::Vec;
+
+    use miniz_oxide::deflate::compress_to_vec;
+    use ruzstd::encoding::{CompressionLevel, compress_to_vec as zstd_compress};
+
+    use super::*;
+
+    const CLUSTER: usize = 65_536;
+
+    fn sample(len: usize) -> Vec<u8> {
+        (0..len).map(|at| u8::try_from(at * at % 251).unwrap()).collect()
+    }
+
+    fn inflate(compression: Compression, payload: &[u8]) -> Result<Vec<u8>, NotOneCluster> {
+        let mut cluster = vec![0xaa; CLUSTER];
+        Inflater::new(compression).inflate(payload, &mut cluster).map(|()| cluster)
+    }
+
+    fn packed(compression: Compression, bytes: &[u8]) -> Vec<u8> {
+        match compression {
+            Compression::Deflate => compress_to_vec(bytes, 6),
+            Compression::Zstd => zstd_compress(bytes, CompressionLevel::Fastest),
+        }
+    }
+
+    #[test]
+    fn inflate_whole_cluster_gives_its_bytes_back() {
+        for compression in [Compression::Deflate, Compression::Zstd] {
+            let mut payload = packed(compression, &sample(CLUSTER));
+            assert_eq!(inflate(compression, &payload).unwrap(), sample(CLUSTER));
+            payload.resize(payload.len().next_multiple_of(512), 0x5a);
+            assert_eq!(inflate(compression, &payload).unwrap(), sample(CLUSTER), "bytes behind the stream");
+        }
+    }
+
+    #[test]
+    fn inflate_short_or_cut_stream_is_refused() {
+        for compression in [Compression::Deflate, Compression::Zstd] {
+            assert_eq!(inflate(compression, &packed(compression, &sample(CLUSTER - 1))), Err(NotOneCluster));
+            let whole = packed(compression, &sample(CLUSTER));
+            assert_eq!(inflate(compression, &whole[..whole.len() / 2]), Err(NotOneCluster));
+            assert_eq!(inflate(compression, &[]), Err(NotOneCluster));
+            assert_eq!(inflate(compression, &[0xff; 512]), Err(NotOneCluster));
+        }
+    }
+
+    #[test]
+    fn inflate_zstd_bomb_is_refused() {
+        let bomb = packed(Compression::Zstd, &vec![0; 64 << 20]);
+        assert_eq!(inflate(Compression::Zstd, &bomb), Err(NotOneCluster));
+    }
+
+    #[test]
+    fn inflate_after_a_failure_works_again() {
+        for compression in [Compression::Deflate, Compression::Zstd] {
+            let mut inflater = Inflater::new(compression);
+            let mut cluster = vec![0; CLUSTER];
+            assert!(inflater.inflate(&[0xff; 100], &mut cluster).is_err());
+            assert!(inflater.inflate(&packed(compression, &sample(CLUSTER)), &mut cluster).is_ok());
+            assert_eq!(cluster, sample(CLUSTER));
+        }
+    }
+}
