@@ -1,0 +1,63 @@
+//! Counters of what went wrong while a disk was served.
+//!
+//! Invariant: a counter only ever rises, and an event is counted once, however many bytes it touched.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Serialize;
+
+/// Live counters of one disk.
+#[derive(Debug, Default)]
+pub struct Health {
+    damaged_reads: AtomicU64,
+    io_errors: AtomicU64,
+    unsupported_reads: AtomicU64,
+    source_errors: AtomicU64,
+}
+
+/// Values of the counters at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct HealthCounts {
+    /// Reads that touched a damaged range.
+    pub damaged_reads: u64,
+    /// Reads that the file below failed, or that it was too short for.
+    pub io_errors: u64,
+    /// Reads that touched compressed or encrypted clusters, which are not served.
+    pub unsupported_reads: u64,
+    /// Times the cage gave no answer, or one that broke the rules.
+    pub source_errors: u64,
+}
+
+/// One kind of event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Event {
+    DamagedRead,
+    IoError,
+    UnsupportedRead,
+    SourceError,
+}
+
+impl Health {
+    /// Counts an event.
+    pub(crate) fn count(&self, event: Event) {
+        let counter = match event {
+            Event::DamagedRead => &self.damaged_reads,
+            Event::IoError => &self.io_errors,
+            Event::UnsupportedRead => &self.unsupported_reads,
+            Event::SourceError => &self.source_errors,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The counters as they are now.
+    #[must_use]
+    pub fn counts(&self) -> HealthCounts {
+        HealthCounts {
+            damaged_reads: self.damaged_reads.load(Ordering::Relaxed),
+            io_errors: self.io_errors.load(Ordering::Relaxed),
+            unsupported_reads: self.unsupported_reads.load(Ordering::Relaxed),
+            source_errors: self.source_errors.load(Ordering::Relaxed),
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! The raw-disk view: guest offsets in, bytes out. Knows nothing of FUSE and interprets no image byte.
+//!
+//! A read is answered from cached extents and plain reads of the files below. Only a range that is not cached
+//! asks the [`source::ExtentSource`], which in the product is the resident cage. What the source names is
+//! checked against the request and the files before it is believed ([`extent::checked`]); an answer that fails
+//! this check is an error of the source and serves nothing.
+//!
+//! ```text
+//! read(offset, buffer) -> cache -> hit: one read per extent
+//!                               -> miss: source (one at a time) -> checked -> cache
+//! ```
+
+mod cache;
+pub mod extent;
+pub mod health;
+pub mod source;
+mod view;
+
+pub use extent::{Piece, Place};
+pub use health::{Health, HealthCounts};
+pub use source::ExtentSource;
+pub use view::{Disk, DiskFiles, OnDamage, ReadOutcome, Stop};
