@@ -10,3 +10,4 @@ extern crate alloc;
 
 pub mod host;
 pub mod inflate;
+pub mod ondisk;
