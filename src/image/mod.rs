@@ -2,9 +2,15 @@
 
 mod backend;
 mod file;
+mod handle;
 mod holders;
+mod latch;
 mod lock;
+mod overlay;
 
 pub use backend::Backend;
 pub use file::{FileState, ImageFile, OpenError};
+pub use handle::{HandleError, ImageHandle};
+pub use latch::Latch;
 pub use lock::{Conflict, Holder, ImageLock, LockError, Mode};
+pub use overlay::{Overlay, OverlayError, Write};
