@@ -3,5 +3,6 @@
 //! The folder is the trust zone (`docs/design.md`): nothing in this package interprets a byte of an image.
 
 pub mod disk;
+pub mod fuse;
 pub mod image;
 pub mod sandbox;

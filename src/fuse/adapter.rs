@@ -1,0 +1,222 @@
+//! fuser's calls on a [`Tree`]. No logic: each call looks a node up and answers.
+//!
+//! Reads come in two kinds, and the kernel tells them apart by the lock owner, which only a read that bypasses the
+//! page cache carries. Into the page cache nothing short of the whole range may go, because the kernel takes a
+//! short answer for the end of the file and cuts it there; so a range that touches damage fails as a whole, and the
+//! kernel then asks again for each page by itself: the neighbours of the damage are read after all. A read past the
+//! page cache gets the good bytes before the damage first, as from any file.
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fuser::{
+    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEntry, ReplyLseek,
+    ReplyOpen, ReplyStatfs, Request,
+};
+use instar_abi::to_usize;
+
+use super::errno;
+use super::tree::{Content, ROOT, Tree};
+use crate::disk::Disk;
+
+/// How long the kernel may keep what cannot change.
+const FOREVER: Duration = Duration::from_secs(24 * 3600);
+/// Block size that is told to callers.
+const BLOCK_BYTES: u32 = 4096;
+/// Requests in the background (readahead, direct I/O in parts) that the kernel may have under way.
+const BACKGROUND_REQUESTS: u16 = 64;
+
+thread_local! {
+    /// The bytes of the reply under way; kept, so that a read allocates nothing.
+    static REPLY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A tree as fuser wants it.
+#[derive(Debug, Clone)]
+pub(super) struct Adapter {
+    pub tree: Arc<Tree>,
+}
+
+impl Adapter {
+    fn content(&self, ino: INodeNo) -> Result<&Content, Errno> {
+        self.tree.node(ino.0).map(|node| &node.content).ok_or(Errno::ENOENT)
+    }
+
+    fn attr(&self, ino: u64, content: &Content) -> (Duration, FileAttr) {
+        let (ttl, kind, size, used) = match content {
+            Content::Directory => (FOREVER, FileType::Directory, 0, 0),
+            Content::Disk { disk, allocated_bytes } => {
+                let size = disk.size_bytes();
+                (FOREVER, FileType::RegularFile, size, (*allocated_bytes).min(size))
+            }
+            Content::Document(document) => {
+                let size = document.render().len() as u64;
+                (Duration::ZERO, FileType::RegularFile, size, size)
+            }
+        };
+        let is_folder = kind == FileType::Directory;
+        let search = if is_folder { (self.tree.file_mode & 0o444) >> 2 } else { 0 };
+        let modified = self.tree.modified;
+        let attr = FileAttr {
+            ino: INodeNo(ino),
+            size,
+            blocks: used.div_ceil(512),
+            atime: modified,
+            mtime: modified,
+            ctime: modified,
+            crtime: modified,
+            kind,
+            perm: self.tree.file_mode | search,
+            nlink: if is_folder { 2 } else { 1 },
+            uid: self.tree.uid,
+            gid: self.tree.gid,
+            rdev: 0,
+            blksize: BLOCK_BYTES,
+            flags: 0,
+        };
+        (ttl, attr)
+    }
+}
+
+/// Reads a disk for the kernel; `direct` as the module documentation says.
+fn read_disk(disk: &Disk, offset: u64, size: u32, direct: bool, reply: ReplyData) {
+    REPLY.with_borrow_mut(|buffer| {
+        let size = to_usize(u64::from(size));
+        if buffer.len() < size {
+            buffer.resize(size, 0);
+        }
+        let outcome = disk.read(offset, &mut buffer[..size]);
+        match outcome.stopped {
+            Some(stop) if !direct || outcome.filled == 0 => reply.error(errno::of_stop(&stop)),
+            _ => reply.data(&buffer[..outcome.filled]),
+        }
+    });
+}
+
+fn seek_disk(disk: &Disk, offset: i64, whence: i32) -> Result<i64, Errno> {
+    let from = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
+    if from >= disk.size_bytes() {
+        return Err(Errno::ENXIO);
+    }
+    let found = match whence {
+        libc::SEEK_DATA => disk.seek(from, true).map(|at| at.ok_or(Errno::ENXIO)),
+        libc::SEEK_HOLE => disk.seek(from, false).map(|at| Ok(at.unwrap_or(disk.size_bytes()))),
+        _ => return Err(Errno::EINVAL),
+    };
+    let found = found.map_err(|stop| errno::of_stop(&stop))??;
+    i64::try_from(found).map_err(|_| Errno::EOVERFLOW)
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        for wanted in [InitFlags::FUSE_ASYNC_DIO, InitFlags::FUSE_PARALLEL_DIROPS] {
+            if let Err(missing) = config.add_capabilities(wanted) {
+                tracing::debug!(?missing, "the kernel's FUSE does not know a capability");
+            }
+        }
+        if let Err(nearest) = config.set_max_background(BACKGROUND_REQUESTS) {
+            tracing::debug!(nearest, "the kernel's FUSE allows fewer background requests");
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.tree.child(parent.0, name) {
+            Some((ino, node)) => {
+                let (ttl, attr) = self.attr(ino, &node.content);
+                reply.entry_with_ttls(&FOREVER, &ttl, &attr, Generation(0));
+            }
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        match self.content(ino) {
+            Ok(content) => {
+                let (ttl, attr) = self.attr(ino.0, content);
+                reply.attr(&ttl, &attr);
+            }
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let flags = match self.content(ino) {
+            Ok(Content::Disk { .. }) => FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
+            // Its length may change between two looks.
+            Ok(Content::Document(_)) => FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH,
+            Ok(Content::Directory) => return reply.error(Errno::EISDIR),
+            Err(errno) => return reply.error(errno),
+        };
+        reply.opened(FileHandle(0), flags);
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        match self.content(ino) {
+            Ok(Content::Disk { disk, .. }) => read_disk(disk, offset, size, lock_owner.is_some(), reply),
+            Ok(Content::Document(document)) => {
+                let bytes = document.render();
+                let from = to_usize(offset).min(bytes.len());
+                let to = from.saturating_add(to_usize(u64::from(size))).min(bytes.len());
+                reply.data(&bytes[from..to]);
+            }
+            Ok(Content::Directory) => reply.error(Errno::EISDIR),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let Some(node) = self.tree.node(ino.0) else { return reply.error(Errno::ENOENT) };
+        if !matches!(node.content, Content::Directory) {
+            return reply.error(Errno::ENOTDIR);
+        }
+        let dots = [(ino.0, OsStr::new(".")), (node.parent, OsStr::new(".."))];
+        let dots = dots.into_iter().map(|(ino, name)| (ino, name, FileType::Directory));
+        let children = self.tree.children(ino.0).map(|(ino, node)| {
+            let kind = match node.content {
+                Content::Directory => FileType::Directory,
+                Content::Disk { .. } | Content::Document(_) => FileType::RegularFile,
+            };
+            (ino, node.name.as_os_str(), kind)
+        });
+        for (next, (ino, name, kind)) in (1..).zip(dots.chain(children)).skip(to_usize(offset)) {
+            if reply.add(INodeNo(ino), next, kind, name) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        let blocks = self.tree.disk_bytes().div_ceil(u64::from(BLOCK_BYTES));
+        reply.statfs(blocks, 0, 0, self.tree.len(), 0, BLOCK_BYTES, 255, BLOCK_BYTES);
+    }
+
+    fn lseek(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let found = match self.content(ino) {
+            Ok(Content::Disk { disk, .. }) => seek_disk(disk, offset, whence),
+            Ok(Content::Document(_) | Content::Directory) => Err(Errno::EINVAL),
+            Err(errno) => Err(errno),
+        };
+        match found {
+            Ok(offset) => reply.offset(offset),
+            Err(errno) => reply.error(errno),
+        }
+    }
+}
+
+const _: () = assert!(ROOT == INodeNo::ROOT.0);

@@ -1,0 +1,14 @@
+//! A raw disk as a file that the kernel can read: the tree of names, the adapter to fuser, the session.
+//!
+//! Invariant: the adapter has no logic of its own; what a read gives is decided in [`crate::disk`], what exists is
+//! decided in [`tree`]. Everything is read-only.
+
+mod adapter;
+mod errno;
+mod mountpoint;
+mod session;
+mod tree;
+
+pub use mountpoint::{MountPoint, MountPointError};
+pub use session::{Mounted, SessionError, Unmounter};
+pub use tree::{Content, Document, Node, ROOT, Tree};
