@@ -2,7 +2,10 @@
 //!
 //! The folder is the trust zone (`docs/design.md`): nothing in this package interprets a byte of an image.
 
+pub mod cli;
 pub mod disk;
+pub mod exit;
 pub mod fuse;
 pub mod image;
+pub mod report;
 pub mod sandbox;

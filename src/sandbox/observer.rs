@@ -12,6 +12,11 @@ pub trait Observer {
         let _ = (problem, finding);
     }
 
+    /// A finding past [`super::limits::Limits::findings_kept`]: to be counted, not kept.
+    fn finding_dropped(&mut self, problem: Problem, finding: &Finding) {
+        let _ = (problem, finding);
+    }
+
     /// A user of a finding's place.
     fn owner(&mut self, owner: &Owner) {
         let _ = owner;

@@ -1,0 +1,258 @@
+//! What can be asked for, as types. Help texts stand here and nowhere else.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use instar_abi::problem::Tier;
+
+use super::size;
+
+const CHECK_EXAMPLES: &str = "\
+Exit codes:
+   0  the image is consistent
+   1  the tool itself failed, wrong usage included; nothing is said about the image
+   2  corruptions were found and are left
+   3  leaks were found and are left, nothing worse
+   4  repaired, and a fresh check is clean (only with --exit-code=detailed; otherwise 0)
+  63  not a format, or a feature of it, that can be checked
+
+Examples:
+  instar check disk.qcow2                        what is wrong with it?
+  instar check --repair=leaks --preview disk.qcow2   what would a repair do?
+  instar check --repair=leaks disk.qcow2         give leaked space back
+  instar check --output=json disk.qcow2          the same for programs";
+
+const MOUNT_EXAMPLES: &str = "\
+The disk appears as MOUNTPOINT/<image name>.raw, or as MOUNTPOINT itself where that is a regular file.
+`fusermount3 -u MOUNTPOINT` ends it.
+
+Examples:
+  instar-mount disk.qcow2 /mnt/disk                  look into a disk, read-only
+  instar-mount --repair=leaks disk.qcow2 /mnt/disk   give leaked space back first";
+
+/// Check QCOW2 images and heal them. The image is looked at inside a cage, never by this program itself.
+#[derive(Debug, Parser)]
+#[command(name = "instar", version, arg_required_else_help = true, max_term_width = 100)]
+pub struct Instar {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the type says it")]
+    pub log: LogArgs,
+}
+
+/// What `instar` can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Check an image, and with --repair heal it.
+    Check(CheckArgs),
+    /// Tell what an image is: format, sizes, features, snapshots, names of other files. Counts nothing.
+    Info(InfoArgs),
+}
+
+/// Logging.
+#[derive(Debug, Clone, Default, Args)]
+pub struct LogArgs {
+    /// Log to stderr what matches FILTER, for example `debug` or `instar_mount::sandbox=trace`.
+    #[arg(long, value_name = "FILTER", global = true)]
+    pub log: Option<String>,
+}
+
+/// `instar check`.
+#[derive(Debug, Args)]
+#[command(after_help = CHECK_EXAMPLES)]
+pub struct CheckArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the type says it")]
+    pub repair: RepairArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the type says it")]
+    pub cage: CageArgs,
+    /// How to print the result.
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: OutputFormat,
+    /// List every finding instead of counts by problem.
+    #[arg(long)]
+    pub all: bool,
+    /// Print nothing about a consistent image, and no progress.
+    #[arg(long, short)]
+    pub quiet: bool,
+    /// Which exit codes to use.
+    #[arg(long, value_enum, default_value_t, value_name = "SET")]
+    pub exit_code: ExitCodes,
+    /// The image.
+    #[arg(value_name = "IMAGE")]
+    pub image: PathBuf,
+}
+
+/// `instar info`.
+#[derive(Debug, Args)]
+pub struct InfoArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the type says it")]
+    pub cage: CageArgs,
+    /// How to print the result.
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: OutputFormat,
+    /// The image.
+    #[arg(value_name = "IMAGE")]
+    pub image: PathBuf,
+}
+
+/// `instar-mount`: serve the disk inside a QCOW2 image as a raw file, healed first if asked to.
+///
+/// The image is checked before it is served. Without --repair no byte of it is ever written.
+#[derive(Debug, Parser)]
+#[command(name = "instar-mount", version, arg_required_else_help = true, after_help = MOUNT_EXAMPLES)]
+#[command(max_term_width = 100)]
+pub struct MountOptions {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the type says it")]
+    pub repair: RepairArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the type says it")]
+    pub cage: CageArgs,
+    /// Stay in the foreground instead of going to the background once the mount answers.
+    #[arg(long, short)]
+    pub foreground: bool,
+    /// Print nothing unless something is wrong.
+    #[arg(long, short)]
+    pub quiet: bool,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the type says it")]
+    pub log: LogArgs,
+    /// The image.
+    #[arg(value_name = "IMAGE")]
+    pub image: PathBuf,
+    /// An empty folder, or a regular file that the disk then covers.
+    #[arg(value_name = "MOUNTPOINT")]
+    pub mountpoint: PathBuf,
+}
+
+/// What may be written.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct RepairArgs {
+    /// Repair what TIER allows; `leaks` (the default) only frees clusters that nothing uses. The repair is
+    /// proven on a copy by a fresh check before the image is touched, and can be undone.
+    #[arg(long, value_enum, value_name = "TIER", num_args = 0..=1, require_equals = true,
+          default_missing_value = "leaks")]
+    pub repair: Option<RepairTier>,
+    /// Stop before anything is written: show what the repair would do.
+    #[arg(long, requires = "repair")]
+    pub preview: bool,
+}
+
+/// How much a repair may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RepairTier {
+    /// Free clusters that nothing uses.
+    Leaks,
+    /// Besides, mend what the rest of the metadata determines.
+    #[value(hide = true)]
+    All,
+}
+
+impl From<RepairTier> for Tier {
+    fn from(tier: RepairTier) -> Self {
+        match tier {
+            RepairTier::Leaks => Self::Leaks,
+            RepairTier::All => Self::All,
+        }
+    }
+}
+
+/// Where the image is looked at, and with what.
+#[derive(Debug, Clone, Default, Args)]
+pub struct CageArgs {
+    /// The cage that image bytes are interpreted in: a KVM machine, a locked-down process, or KVM where there
+    /// is one and a process (said loudly) where there is not.
+    #[arg(long, value_enum, default_value_t, value_name = "CAGE")]
+    pub sandbox: Sandbox,
+    /// Most memory that the cage may use, for example 512M.
+    #[arg(long, value_parser = memory_size, default_value = "256M", value_name = "SIZE")]
+    pub memory: u64,
+    /// The image's external data file. Its name inside the image is never followed.
+    #[arg(long, value_name = "PATH")]
+    pub data_file: Option<PathBuf>,
+}
+
+/// Which cage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Sandbox {
+    /// KVM, or a process where there is no usable /dev/kvm.
+    #[default]
+    Auto,
+    /// KVM or nothing.
+    Kvm,
+    /// A locked-down process.
+    Process,
+}
+
+/// How a result is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum OutputFormat {
+    /// For people.
+    #[default]
+    Human,
+    /// For programs: the keys of qemu's ImageCheck, and more.
+    Json,
+}
+
+/// Which exit codes are used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum ExitCodes {
+    /// Those of `qemu-img check`.
+    #[default]
+    Qemu,
+    /// Besides, 4 for "repaired, and a fresh check is clean".
+    Detailed,
+}
+
+/// Least `--memory`: below this no image can be walked.
+pub const MEMORY_BYTES_MIN: u64 = 8 << 20;
+/// Largest `--memory`.
+pub const MEMORY_BYTES_MAX: u64 = instar_abi::layout::ARENA_BYTES_MAX;
+
+fn memory_size(text: &str) -> Result<u64, String> {
+    let bytes = size::parse(text)?;
+    if (MEMORY_BYTES_MIN..=MEMORY_BYTES_MAX).contains(&bytes) {
+        Ok(bytes)
+    } else {
+        Err(format!("{bytes} bytes given, allowed are 8M to 64G"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+    use crate::exit::Exit;
+
+    #[test]
+    fn command_lines_are_well_formed() {
+        Instar::command().debug_assert();
+        MountOptions::command().debug_assert();
+    }
+
+    #[test]
+    fn check_help_names_every_exit_code() {
+        for exit in Exit::ALL {
+            let line = format!("{:>4}  {}", exit.code(), exit.meaning());
+            assert!(CHECK_EXAMPLES.lines().any(|l| l == line), "{line}");
+        }
+    }
+
+    #[test]
+    fn repair_without_a_tier_means_leaks() {
+        let options = MountOptions::parse_from(["instar-mount", "--repair", "i.qcow2", "/mnt"]);
+        assert_eq!(options.repair.repair, Some(RepairTier::Leaks));
+        assert_eq!(options.cage.memory, 256 << 20);
+    }
+
+    #[test]
+    fn preview_without_repair_is_refused() {
+        assert!(MountOptions::try_parse_from(["instar-mount", "--preview", "i", "/mnt"]).is_err());
+    }
+}

@@ -1,0 +1,268 @@
+//! The report for people: a screen that ends with the next command to type.
+
+use std::io::{self, Write};
+
+use instar_abi::call::TextKind;
+use instar_abi::finding::NONE;
+use instar_abi::problem::{Severity, Tier};
+
+use super::describe::{ImageReport, feature_names};
+use super::escape::escape_path;
+use super::json::{cure_name, severity_name, tier_name};
+use super::model::{CheckReport, KeptFinding, RepairFacts, RepairOutcome, SandboxFacts, Verdict};
+use super::names::Names;
+use super::prospect::Prospect;
+use super::sentence::{disk_name, sentence, table_name};
+use super::tally::TallyRow;
+use super::units::{bytes, counted};
+
+/// Problems shown before the rest is only counted.
+const ROWS_MAX: usize = 8;
+
+/// What to print.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HumanOptions {
+    /// Every finding instead of counts by problem.
+    pub all: bool,
+    /// Nothing about a consistent image.
+    pub quiet: bool,
+}
+
+/// Prints a check's report.
+///
+/// # Errors
+/// Those of `out`.
+pub fn write_check(report: &CheckReport, options: HumanOptions, out: &mut dyn Write) -> io::Result<()> {
+    let verdict = report.verdict();
+    if options.quiet && verdict == Verdict::Consistent && report.repair.is_none() {
+        return Ok(());
+    }
+    writeln!(out, "{}: {}", escape_path(&report.image), headline(report))?;
+    write_shape(report, out)?;
+    if options.all {
+        write_findings(report, out)?;
+    } else {
+        write_problems(report, out)?;
+    }
+    write_guest_bytes(report, out)?;
+    if let Some(repair) = &report.repair {
+        write_repair(repair, out)?;
+    }
+    write_next(report, options, out)?;
+    write_sandbox(&report.sandbox, out)
+}
+
+/// The verdict in one line.
+fn headline(report: &CheckReport) -> String {
+    match report.verdict() {
+        Verdict::Consistent => "consistent".to_owned(),
+        Verdict::Leaks => counted(report.leaks(), "leak, nothing worse", "leaks, nothing worse"),
+        Verdict::Corruptions if report.leaks() > 0 => format!(
+            "{} and {}",
+            counted(report.corruptions(), "corruption", "corruptions"),
+            counted(report.leaks(), "leak", "leaks")
+        ),
+        Verdict::Corruptions => counted(report.corruptions(), "corruption", "corruptions"),
+        Verdict::Incomplete => "no verdict: parts of the image could not be looked at".to_owned(),
+        Verdict::Unsupported => "no verdict: the image uses a feature that cannot be checked yet".to_owned(),
+        Verdict::NotQcow2 => "not a format that is checked: no QCOW2 magic".to_owned(),
+    }
+}
+
+fn write_shape(report: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
+    let summary = &report.summary;
+    let Some(cluster_bytes) = report.cluster_bytes() else { return Ok(()) };
+    write!(
+        out,
+        "  qcow2 version {}, {} disk, {} clusters, {} of {} in use",
+        summary.version,
+        bytes(summary.virtual_size),
+        bytes(cluster_bytes),
+        summary.allocated_clusters,
+        summary.total_clusters
+    )?;
+    if summary.snapshots > 0 {
+        write!(out, ", {}", counted(summary.snapshots.into(), "snapshot", "snapshots"))?;
+    }
+    writeln!(out)
+}
+
+fn write_problems(report: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
+    let mut rows: Vec<&TallyRow> = report.tally.rows().collect();
+    rows.sort_by_key(|row| (std::cmp::Reverse(row.problem.row().severity), std::cmp::Reverse(row.items)));
+    for row in rows.iter().take(ROWS_MAX) {
+        let table_row = row.problem.row();
+        writeln!(out, "\n  {:>8} x {} ({})", row.items, table_row.id, severity_name(table_row.severity))?;
+        writeln!(out, "             {}", sentence(row.problem, &row.first, &report.names))?;
+        writeln!(out, "             {}", table_row.meaning)?;
+    }
+    if rows.len() > ROWS_MAX {
+        let rest = counted((rows.len() - ROWS_MAX) as u64, "more problem", "more problems");
+        writeln!(out, "\n  and {rest}: --all lists them")?;
+    }
+    Ok(())
+}
+
+fn write_findings(report: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
+    if !report.findings.is_empty() {
+        writeln!(out)?;
+    }
+    for kept in &report.findings {
+        write_finding(kept, &report.names, out)?;
+    }
+    if report.findings_dropped > 0 {
+        let rest = counted(report.findings_dropped, "more finding was", "more findings were");
+        writeln!(out, "  {rest} counted, not kept")?;
+    }
+    Ok(())
+}
+
+fn write_finding(kept: &KeptFinding, names: &Names, out: &mut dyn Write) -> io::Result<()> {
+    let row = kept.problem.row();
+    writeln!(out, "  {}: {}", row.id, sentence(kept.problem, &kept.finding, names))?;
+    for owner in &kept.owners {
+        let table = instar_abi::finding::Table::from_u32(owner.table).map_or("unknown structure", table_name);
+        write!(out, "      used as {table} of the {}", disk_name(owner.snapshot, names))?;
+        if owner.guest_offset != NONE {
+            write!(out, ", guest byte {:#x}", owner.guest_offset)?;
+        }
+        if owner.entry_offset != NONE {
+            write!(out, ", by the entry at {:#x}", owner.entry_offset)?;
+        }
+        writeln!(out)?;
+    }
+    Ok(())
+}
+
+fn write_guest_bytes(report: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
+    let touched = super::prospect::guest_bytes_touched(&report.findings);
+    if touched == 0 {
+        return Ok(());
+    }
+    let least = if report.findings_dropped > 0 { "at least " } else { "" };
+    writeln!(out, "\n  guest bytes touched by corruptions: {least}{}", bytes(touched))
+}
+
+fn write_repair(repair: &RepairFacts, out: &mut dyn Write) -> io::Result<()> {
+    let tier = tier_name(repair.tier);
+    if let Some(plan) = &repair.plan {
+        for step in &plan.steps {
+            writeln!(
+                out,
+                "  step {}: {}, {}",
+                cure_name(step.cure),
+                counted(step.writes, "write", "writes"),
+                bytes(step.bytes)
+            )?;
+        }
+    }
+    match &repair.outcome {
+        RepairOutcome::NothingToDo => writeln!(out, "  repair ({tier}): nothing to do"),
+        RepairOutcome::Previewed => {
+            writeln!(out, "  repair ({tier}): proven on a copy by a fresh cage; nothing was written")
+        }
+        RepairOutcome::Landed { undo } => {
+            writeln!(out, "  repair ({tier}): done, and a fresh cage found the image as promised")?;
+            match undo {
+                Some(path) => writeln!(out, "  undo file: {}", escape_path(path)),
+                None => Ok(()),
+            }
+        }
+        RepairOutcome::Refused { reason } => {
+            writeln!(out, "  repair ({tier}): refused, nothing was written: {reason}")
+        }
+        RepairOutcome::Quarantined { reason } => {
+            writeln!(out, "  repair ({tier}): its proof failed, the image is as it was: {reason}")
+        }
+    }
+}
+
+/// What each tier would do and at what price, and the next command.
+fn write_next(report: &CheckReport, options: HumanOptions, out: &mut dyn Write) -> io::Result<()> {
+    if report.tally.is_empty() {
+        return Ok(());
+    }
+    writeln!(out)?;
+    let image = escape_path(&report.image);
+    for tier in [Tier::Leaks, Tier::All] {
+        writeln!(out, "  --repair={:<6} {}", tier_name(tier), Prospect::of(report, tier))?;
+    }
+    let untried = report.repair.as_ref().is_none_or(|r| matches!(r.outcome, RepairOutcome::Previewed));
+    if untried && Prospect::of(report, Tier::Leaks).cured > 0 {
+        writeln!(out, "  next: instar check --repair=leaks {image}")?;
+    } else if !options.all {
+        writeln!(out, "  next: instar check --all {image}")?;
+    }
+    Ok(())
+}
+
+fn write_sandbox(facts: &SandboxFacts, out: &mut dyn Write) -> io::Result<()> {
+    let stats = &facts.stats;
+    writeln!(
+        out,
+        "  checked in a {} cage: {}.{:02} s, {} read, {}, at most {} of memory",
+        facts.cage,
+        stats.wall_us / 1_000_000,
+        stats.wall_us / 10_000 % 100,
+        bytes(stats.bytes_read),
+        counted(stats.exits, "exit", "exits"),
+        bytes(stats.arena_bytes)
+    )?;
+    match &facts.fallback {
+        Some(reason) => writeln!(out, "  not in a KVM cage: {reason}"),
+        None => Ok(()),
+    }
+}
+
+/// Prints what an image is.
+///
+/// # Errors
+/// Those of `out`.
+pub fn write_image(report: &ImageReport, out: &mut dyn Write) -> io::Result<()> {
+    let summary = &report.summary;
+    writeln!(out, "image:          {}", escape_path(&report.image))?;
+    if report.verdict() == Verdict::NotQcow2 {
+        return writeln!(out, "format:         not QCOW2 (no magic)");
+    }
+    writeln!(out, "format:         qcow2 version {}", summary.version)?;
+    writeln!(out, "disk size:      {} ({} bytes)", bytes(summary.virtual_size), summary.virtual_size)?;
+    if summary.cluster_bits != 0 {
+        let cluster_bytes = 1_u64.checked_shl(summary.cluster_bits).unwrap_or(0);
+        writeln!(out, "clusters:       {}", bytes(cluster_bytes))?;
+    }
+    writeln!(out, "refcounts:      {} bits", summary.refcount_bits)?;
+    let features = feature_names(summary.features);
+    if !features.is_empty() {
+        writeln!(out, "features:       {}", features.join(", "))?;
+    }
+    for (label, kind) in [
+        ("backing file:   ", TextKind::BackingFile),
+        ("backing format: ", TextKind::BackingFormat),
+        ("data file:      ", TextKind::DataFile),
+    ] {
+        if let Some(name) = report.names.get(kind, 0) {
+            writeln!(out, "{label}{name}")?;
+        }
+    }
+    for (label, kind) in [("snapshot", TextKind::SnapshotName), ("bitmap", TextKind::BitmapName)] {
+        for (index, name) in report.names.of(kind) {
+            writeln!(out, "{:<15} {name}", format!("{label} {index}:"))?;
+        }
+    }
+    for kept in &report.findings {
+        let row = kept.problem.row();
+        if row.severity >= Severity::Corruption {
+            writeln!(
+                out,
+                "seen:           {}: {}",
+                row.id,
+                sentence(kept.problem, &kept.finding, &report.names)
+            )?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "human_tests.rs"]
+mod tests;

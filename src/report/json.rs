@@ -1,0 +1,434 @@
+//! The documents for programs. `docs/report.schema.json` is generated from the types in here.
+//!
+//! Invariant: the keys of qemu's `ImageCheck` keep qemu's meaning, and those that qemu leaves out when they are
+//! zero are left out here too. Two runs over the same image differ in `sandbox` only, whatever the cage.
+
+use std::path::Path;
+
+use instar_abi::finding::{ACTIVE, NONE, Owner, Table};
+use instar_abi::problem::{Cost, Cure, Disposition, Row, Severity, Tier};
+use instar_abi::summary::Summary;
+use serde::Serialize;
+
+use super::describe::{ImageReport, feature_names};
+use super::escape::escape_path;
+use super::model::{CheckReport, KeptFinding, RepairFacts, RepairOutcome, SandboxFacts, Verdict};
+use super::names::Names;
+use super::sentence::{sentence, table_name};
+
+/// What `instar check --output=json` prints, and `.instar/report.json` in a mount holds.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct CheckDocument {
+    /// The image, as it was named.
+    filename: String,
+    /// Always "qcow2": nothing else is checked.
+    format: &'static str,
+    /// Parts that could not be looked at.
+    check_errors: u64,
+    /// One past the last host cluster in use, in bytes.
+    #[serde(skip_serializing_if = "is_zero")]
+    image_end_offset: u64,
+    /// Corruptions, fatal ones included.
+    #[serde(skip_serializing_if = "is_zero")]
+    corruptions: u64,
+    /// Leaks.
+    #[serde(skip_serializing_if = "is_zero")]
+    leaks: u64,
+    /// Corruptions that the repair took away.
+    #[serde(skip_serializing_if = "is_zero")]
+    corruptions_fixed: u64,
+    /// Leaks that the repair took away.
+    #[serde(skip_serializing_if = "is_zero")]
+    leaks_fixed: u64,
+    /// Guest clusters of the active disk.
+    #[serde(skip_serializing_if = "is_zero")]
+    total_clusters: u64,
+    /// Of those, the ones that have data.
+    #[serde(skip_serializing_if = "is_zero")]
+    allocated_clusters: u64,
+    /// Of those, the ones that do not lie right behind their predecessor.
+    #[serde(skip_serializing_if = "is_zero")]
+    fragmented_clusters: u64,
+    /// Of the allocated ones, the compressed ones.
+    #[serde(skip_serializing_if = "is_zero")]
+    compressed_clusters: u64,
+    /// What it all comes to.
+    verdict: &'static str,
+    /// Every finding that was kept.
+    findings: Vec<FindingDocument>,
+    /// Findings that were only counted.
+    findings_dropped: u64,
+    /// The repair, where one was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repair: Option<RepairDocument>,
+    /// What a repair would write or wrote, where one was planned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    plan: Option<PlanDocument>,
+    /// Whether a fresh cage proved the repair.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attestation: Option<AttestationDocument>,
+    /// Where the image was looked at, and what that cost.
+    sandbox: SandboxDocument,
+}
+
+/// One finding.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct FindingDocument {
+    /// The problem's permanent id (docs/problems.md).
+    problem: &'static str,
+    severity: &'static str,
+    /// Who decides about a cure.
+    disposition: &'static str,
+    /// What the cure costs.
+    cost: &'static str,
+    /// The finding in words.
+    sentence: String,
+    /// The structure that holds the damaged item.
+    table: &'static str,
+    /// The internal snapshot whose structure it is; absent for the active disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    snapshot: Option<u32>,
+    /// Byte offset in the file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host_offset: Option<u64>,
+    #[serde(skip_serializing_if = "is_zero")]
+    host_len: u64,
+    /// Index of the first item in its structure.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    index: Option<u64>,
+    /// Items in a row that this finding stands for.
+    count: u64,
+    /// First guest byte touched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guest_offset: Option<u64>,
+    #[serde(skip_serializing_if = "is_zero")]
+    guest_len: u64,
+    /// The value as stored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stored: Option<u64>,
+    /// The value that the rest of the metadata asks for, or the bound that was broken.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expected: Option<u64>,
+    /// Users of the place.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    owners: Vec<OwnerDocument>,
+}
+
+/// A user of a finding's place.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct OwnerDocument {
+    /// What the place is used as.
+    table: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    snapshot: Option<u32>,
+    /// Byte offset in the file of the entry that points there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    entry_offset: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guest_offset: Option<u64>,
+}
+
+/// How a repair ended.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct RepairDocument {
+    /// What it was allowed to do.
+    tier: &'static str,
+    outcome: &'static str,
+    /// Why it was refused or quarantined.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    /// The undo file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    undo: Option<String>,
+}
+
+/// A plan.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct PlanDocument {
+    steps: Vec<StepDocument>,
+}
+
+/// One step of a plan.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct StepDocument {
+    cure: &'static str,
+    writes: u64,
+    bytes: u64,
+}
+
+/// The proof.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct AttestationDocument {
+    /// A fresh cage found every promised cure done and nothing new.
+    proven: bool,
+}
+
+/// The cage and its cost. The only part that may differ between two runs over the same image.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct SandboxDocument {
+    /// "kvm" or "process".
+    cage: &'static str,
+    /// Why it is not the one that was preferred.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fallback: Option<String>,
+    /// Times the inmate called its host.
+    exits: u64,
+    /// Bytes read from the image for it.
+    bytes_read: u64,
+    /// Wall time in microseconds.
+    wall_us: u64,
+    /// Memory granted, in bytes.
+    arena_bytes: u64,
+    /// Most of it in use at once, by the inmate's own account.
+    arena_bytes_peak: u64,
+}
+
+/// What `instar info --output=json` prints.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ImageDocument {
+    filename: String,
+    format: &'static str,
+    verdict: &'static str,
+    version: u32,
+    virtual_size: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster_size: Option<u64>,
+    refcount_bits: u32,
+    features: Vec<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backing_file: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backing_format: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data_file: Option<String>,
+    snapshots: Vec<NameDocument>,
+    bitmaps: Vec<NameDocument>,
+    findings: Vec<FindingDocument>,
+    sandbox: SandboxDocument,
+}
+
+/// A named part of an image.
+#[derive(Debug, Serialize)]
+struct NameDocument {
+    index: u32,
+    name: String,
+}
+
+/// The report as a document for programs.
+#[must_use]
+pub fn check_json(report: &CheckReport) -> CheckDocument {
+    let (corruptions_fixed, leaks_fixed) = report.fixed();
+    let summary = &report.summary;
+    CheckDocument {
+        filename: filename(&report.image),
+        format: "qcow2",
+        check_errors: report.check_errors(),
+        image_end_offset: summary.image_end_offset,
+        corruptions: report.corruptions(),
+        leaks: report.leaks(),
+        corruptions_fixed,
+        leaks_fixed,
+        total_clusters: summary.total_clusters,
+        allocated_clusters: summary.allocated_clusters,
+        fragmented_clusters: summary.fragmented_clusters,
+        compressed_clusters: summary.compressed_clusters,
+        verdict: verdict_name(report.verdict()),
+        findings: report.findings.iter().map(|kept| finding(kept, &report.names)).collect(),
+        findings_dropped: report.findings_dropped,
+        repair: report.repair.as_ref().map(repair),
+        plan: report.repair.as_ref().and_then(plan),
+        attestation: report
+            .repair
+            .as_ref()
+            .and_then(|repair| repair.plan.as_ref().map(|_| AttestationDocument { proven: repair.attested })),
+        sandbox: sandbox(&report.sandbox, summary),
+    }
+}
+
+/// What is known of an image as a document for programs.
+#[must_use]
+pub fn image_json(report: &ImageReport) -> ImageDocument {
+    use instar_abi::call::TextKind;
+
+    let summary = &report.summary;
+    let name = |kind| report.names.get(kind, 0).map(str::to_owned);
+    let list = |kind| {
+        report.names.of(kind).map(|(index, name)| NameDocument { index, name: name.to_owned() }).collect()
+    };
+    ImageDocument {
+        filename: filename(&report.image),
+        format: "qcow2",
+        verdict: verdict_name(report.verdict()),
+        version: summary.version,
+        virtual_size: summary.virtual_size,
+        cluster_size: 1_u64.checked_shl(summary.cluster_bits).filter(|_| summary.cluster_bits != 0),
+        refcount_bits: summary.refcount_bits,
+        features: feature_names(summary.features),
+        backing_file: name(TextKind::BackingFile),
+        backing_format: name(TextKind::BackingFormat),
+        data_file: name(TextKind::DataFile),
+        snapshots: list(TextKind::SnapshotName),
+        bitmaps: list(TextKind::BitmapName),
+        findings: report.findings.iter().map(|kept| finding(kept, &report.names)).collect(),
+        sandbox: sandbox(&report.sandbox, summary),
+    }
+}
+
+fn filename(path: &Path) -> String {
+    path.to_str().map_or_else(|| escape_path(path), str::to_owned)
+}
+
+fn finding(kept: &KeptFinding, names: &Names) -> FindingDocument {
+    let Row { id, severity, disposition, cost, .. } = *kept.problem.row();
+    let finding = &kept.finding;
+    FindingDocument {
+        problem: id,
+        severity: severity_name(severity),
+        disposition: disposition_name(disposition),
+        cost: cost_name(cost),
+        sentence: sentence(kept.problem, finding, names),
+        table: table(finding.table),
+        snapshot: snapshot(finding.snapshot),
+        host_offset: known(finding.host_offset),
+        host_len: finding.host_len,
+        index: known(finding.index),
+        count: finding.count,
+        guest_offset: known(finding.guest_offset),
+        guest_len: finding.guest_len,
+        stored: known(finding.stored),
+        expected: known(finding.expected),
+        owners: kept.owners.iter().map(owner).collect(),
+    }
+}
+
+fn owner(owner: &Owner) -> OwnerDocument {
+    OwnerDocument {
+        table: table(owner.table),
+        snapshot: snapshot(owner.snapshot),
+        entry_offset: known(owner.entry_offset),
+        guest_offset: known(owner.guest_offset),
+    }
+}
+
+fn repair(facts: &RepairFacts) -> RepairDocument {
+    let (outcome, reason, undo) = match &facts.outcome {
+        RepairOutcome::NothingToDo => ("nothing-to-do", None, None),
+        RepairOutcome::Previewed => ("previewed", None, None),
+        RepairOutcome::Landed { undo } => ("landed", None, undo.as_deref().map(filename)),
+        RepairOutcome::Refused { reason } => ("refused", Some(reason.clone()), None),
+        RepairOutcome::Quarantined { reason } => ("quarantined", Some(reason.clone()), None),
+    };
+    RepairDocument { tier: tier_name(facts.tier), outcome, reason, undo }
+}
+
+fn plan(facts: &RepairFacts) -> Option<PlanDocument> {
+    let steps = facts.plan.as_ref()?.steps.iter();
+    let steps =
+        steps.map(|step| StepDocument { cure: cure_name(step.cure), writes: step.writes, bytes: step.bytes });
+    Some(PlanDocument { steps: steps.collect() })
+}
+
+fn sandbox(facts: &SandboxFacts, summary: &Summary) -> SandboxDocument {
+    SandboxDocument {
+        cage: facts.cage,
+        fallback: facts.fallback.clone(),
+        exits: facts.stats.exits,
+        bytes_read: facts.stats.bytes_read,
+        wall_us: facts.stats.wall_us,
+        arena_bytes: facts.stats.arena_bytes,
+        arena_bytes_peak: summary.arena_bytes_peak,
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
+const fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+fn known(number: u64) -> Option<u64> {
+    (number != NONE).then_some(number)
+}
+
+fn snapshot(index: u32) -> Option<u32> {
+    (index != ACTIVE).then_some(index)
+}
+
+fn table(number: u32) -> &'static str {
+    Table::from_u32(number).map_or("unknown", table_name)
+}
+
+/// A verdict's name in documents.
+pub(super) const fn verdict_name(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Consistent => "consistent",
+        Verdict::Leaks => "leaks",
+        Verdict::Corruptions => "corruptions",
+        Verdict::Incomplete => "incomplete",
+        Verdict::Unsupported => "unsupported",
+        Verdict::NotQcow2 => "not-qcow2",
+    }
+}
+
+/// A severity's name in documents.
+pub(super) const fn severity_name(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Leak => "leak",
+        Severity::Corruption => "corruption",
+        Severity::Fatal => "fatal",
+    }
+}
+
+/// A disposition's name in documents.
+pub(super) const fn disposition_name(disposition: Disposition) -> &'static str {
+    match disposition {
+        Disposition::Curable(Tier::Leaks) => "curable(leaks)",
+        Disposition::Curable(Tier::All) => "curable(all)",
+        Disposition::Choice => "choice",
+        Disposition::Refuse => "refuse",
+    }
+}
+
+/// A cost's name in documents.
+pub(super) const fn cost_name(cost: Cost) -> &'static str {
+    match cost {
+        Cost::Lossless => "lossless",
+        Cost::DropsData => "drops-data",
+        Cost::DestroysEvidence => "destroys-evidence",
+    }
+}
+
+/// A tier's name, on the command line as in documents.
+pub(super) const fn tier_name(tier: Tier) -> &'static str {
+    match tier {
+        Tier::Leaks => "leaks",
+        Tier::All => "all",
+    }
+}
+
+/// A cure's name in documents.
+pub(super) const fn cure_name(cure: Cure) -> &'static str {
+    match cure {
+        Cure::FreeLeaks => "free-leaks",
+    }
+}
+
+#[cfg(test)]
+#[path = "json_tests.rs"]
+mod tests;

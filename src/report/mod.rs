@@ -1,0 +1,31 @@
+//! What is said about an image: collected from a job, told to people or to programs.
+//!
+//! Invariant: the verdict is made here, from the host's own problem table and its own counting. An inmate's
+//! word decides which places are named, never what a name means or which exit code it leads to.
+//! Nothing here opens or writes a file of the user.
+
+mod collect;
+mod describe;
+mod escape;
+mod human;
+mod json;
+mod model;
+mod names;
+mod progress;
+mod prospect;
+#[cfg(test)]
+mod samples;
+mod sentence;
+mod tally;
+pub mod units;
+
+pub use collect::Collector;
+pub use describe::ImageReport;
+pub use escape::{escape_bytes, escape_path};
+pub use human::{HumanOptions, write_check, write_image};
+pub use json::{check_json, image_json};
+pub use model::{CheckReport, PlanFacts, RepairFacts, RepairOutcome, SandboxFacts, Verdict};
+pub use names::Names;
+pub use progress::Progress;
+pub use sentence::sentence;
+pub use tally::{Tally, TallyRow};

@@ -1,0 +1,220 @@
+//! What a check came to: one type that every form of output is made from.
+
+use std::path::PathBuf;
+
+use instar_abi::finding::{Finding, Owner};
+use instar_abi::problem::{Cure, Problem, Severity, Tier};
+use instar_abi::summary::{Outcome, Summary};
+
+use super::collect::Collector;
+use super::names::Names;
+use super::tally::Tally;
+use crate::exit::Exit;
+use crate::sandbox::observer::RunStats;
+
+/// What a check came to, in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Everything was looked at and nothing is wrong.
+    Consistent,
+    /// Space is lost, nothing else.
+    Leaks,
+    /// Metadata contradicts itself or the format.
+    Corruptions,
+    /// Nothing wrong was seen, but parts could not be looked at.
+    Incomplete,
+    /// The image uses something that cannot be counted yet: nothing is said about it.
+    Unsupported,
+    /// Not a QCOW2 image.
+    NotQcow2,
+}
+
+impl Verdict {
+    /// The exit code that it leads to.
+    #[must_use]
+    pub const fn exit(self) -> Exit {
+        match self {
+            Self::Consistent => Exit::Consistent,
+            Self::Leaks => Exit::Leaks,
+            Self::Corruptions => Exit::Corruptions,
+            Self::Incomplete => Exit::Failed,
+            Self::Unsupported | Self::NotQcow2 => Exit::NotChecked,
+        }
+    }
+}
+
+/// A finding that was kept, with the users of its place that were named.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptFinding {
+    /// What kind of finding.
+    pub problem: Problem,
+    /// The finding.
+    pub finding: Finding,
+    /// Users of the place.
+    pub owners: Vec<Owner>,
+}
+
+/// What the cage was and what the job cost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SandboxFacts {
+    /// "kvm" or "process".
+    pub cage: &'static str,
+    /// Why it is not the one that was preferred.
+    pub fallback: Option<String>,
+    /// What the job cost.
+    pub stats: RunStats,
+}
+
+/// One step of a plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlanStep {
+    /// What it does.
+    pub cure: Cure,
+    /// Writes proposed.
+    pub writes: u64,
+    /// Bytes proposed.
+    pub bytes: u64,
+}
+
+/// What a repair would write or wrote.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PlanFacts {
+    /// The steps, in order.
+    pub steps: Vec<PlanStep>,
+}
+
+/// How a repair ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RepairOutcome {
+    /// There was nothing that the tier cures.
+    NothingToDo,
+    /// Planned and proven on a copy; nothing was written, as asked.
+    Previewed,
+    /// Written, and proven once more on the image itself.
+    Landed {
+        /// What undoes it.
+        undo: Option<PathBuf>,
+    },
+    /// Not begun; the image was not touched.
+    Refused {
+        /// Why.
+        reason: String,
+    },
+    /// The proof failed; the image was not touched or was rolled back.
+    Quarantined {
+        /// What the proof said.
+        reason: String,
+    },
+}
+
+/// A repair, as far as it went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RepairFacts {
+    /// What it was allowed to do.
+    pub tier: Tier,
+    /// How it ended.
+    pub outcome: RepairOutcome,
+    /// What was planned.
+    pub plan: Option<PlanFacts>,
+    /// A fresh cage found every promised cure done and nothing new.
+    pub attested: bool,
+    /// What was found before.
+    pub before: Tally,
+}
+
+/// What is known of an image after a check, and after a repair where one was asked for.
+#[derive(Debug, Clone)]
+pub struct CheckReport {
+    /// The image, as the user named it.
+    pub image: PathBuf,
+    /// The job's own account. Numbers in it are for show; the verdict does not rest on them.
+    pub summary: Summary,
+    /// Counts of all findings.
+    pub tally: Tally,
+    /// Findings that were kept, in the order of reporting.
+    pub findings: Vec<KeptFinding>,
+    /// Findings that were only counted.
+    pub findings_dropped: u64,
+    /// Names found inside the image.
+    pub names: Names,
+    /// The cage.
+    pub sandbox: SandboxFacts,
+    /// The repair, where one was asked for.
+    pub repair: Option<RepairFacts>,
+}
+
+impl CheckReport {
+    /// The report of a check without a repair.
+    #[must_use]
+    pub fn new(image: PathBuf, summary: Summary, collected: Collector, sandbox: SandboxFacts) -> Self {
+        let Collector { tally, findings, findings_dropped, names, .. } = collected;
+        Self { image, summary, tally, findings, findings_dropped, names, sandbox, repair: None }
+    }
+
+    /// What it all comes to.
+    #[must_use]
+    pub fn verdict(&self) -> Verdict {
+        let outcome = Outcome::from_u32(self.summary.outcome);
+        match outcome {
+            Some(Outcome::NotQcow2) => Verdict::NotQcow2,
+            Some(Outcome::Unsupported) => Verdict::Unsupported,
+            _ if self.corruptions() > 0 => Verdict::Corruptions,
+            Some(Outcome::Incomplete) | None => Verdict::Incomplete,
+            Some(Outcome::Complete) if self.leaks() > 0 => Verdict::Leaks,
+            Some(Outcome::Complete) => Verdict::Consistent,
+        }
+    }
+
+    /// Corruptions, fatal ones included.
+    #[must_use]
+    pub fn corruptions(&self) -> u64 {
+        self.tally.items(Severity::Corruption).saturating_add(self.tally.items(Severity::Fatal))
+    }
+
+    /// Leaks.
+    #[must_use]
+    pub fn leaks(&self) -> u64 {
+        self.tally.items(Severity::Leak)
+    }
+
+    /// Parts that could not be read, or 1 where the job says that it could not look at everything.
+    #[must_use]
+    pub fn check_errors(&self) -> u64 {
+        let unreadable = [Problem::L1TableUnreadable, Problem::L2TableUnreadable, Problem::ReadError]
+            .into_iter()
+            .filter_map(|problem| self.tally.row(problem))
+            .fold(0, |sum: u64, row| sum.saturating_add(row.items));
+        let cut_short = matches!(self.verdict(), Verdict::Incomplete);
+        unreadable.max(u64::from(cut_short))
+    }
+
+    /// Corruptions and leaks that the repair took away.
+    #[must_use]
+    pub fn fixed(&self) -> (u64, u64) {
+        let Some(RepairFacts { outcome: RepairOutcome::Landed { .. }, before, .. }) = &self.repair else {
+            return (0, 0);
+        };
+        let corruptions = before.items(Severity::Corruption).saturating_add(before.items(Severity::Fatal));
+        (
+            corruptions.saturating_sub(self.corruptions()),
+            before.items(Severity::Leak).saturating_sub(self.leaks()),
+        )
+    }
+
+    /// The exit code; `detailed` tells "repaired" from "was consistent".
+    #[must_use]
+    pub fn exit(&self, detailed: bool) -> Exit {
+        let exit = self.verdict().exit();
+        let repaired = self.fixed() != (0, 0);
+        if exit == Exit::Consistent && repaired && detailed { Exit::Repaired } else { exit }
+    }
+
+    /// Bytes of a cluster, where the header told.
+    #[must_use]
+    pub const fn cluster_bytes(&self) -> Option<u64> {
+        match self.summary.cluster_bits {
+            bits @ 9..=21 => Some(1 << bits),
+            _ => None,
+        }
+    }
+}

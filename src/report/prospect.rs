@@ -1,0 +1,126 @@
+//! What a repair could do about what was found, and at what price: read off the problem table.
+//!
+//! Not a promise: whether a cure is built and holds is for the healing engine to say.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use instar_abi::finding::NONE;
+use instar_abi::problem::{Cost, Disposition, Problem, Severity, Tier};
+
+use super::model::{CheckReport, KeptFinding};
+use super::units::{bytes, counted};
+
+/// What one tier could do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prospect {
+    /// The tier.
+    pub tier: Tier,
+    /// Items that it could cure.
+    pub cured: u64,
+    /// Bytes of the file that it would free.
+    pub freed_bytes: u64,
+    /// Of the items cured, those whose cure drops what could not be read before.
+    pub dropping: u64,
+    /// Guest bytes that those cures would drop.
+    pub dropped_bytes: u64,
+    /// Items that somebody has to decide about.
+    pub choices: u64,
+    /// Items that no repair touches.
+    pub refused: u64,
+}
+
+impl Prospect {
+    /// What `tier` could do about what `report` found.
+    #[must_use]
+    pub fn of(report: &CheckReport, tier: Tier) -> Self {
+        let mut prospect =
+            Self { tier, cured: 0, freed_bytes: 0, dropping: 0, dropped_bytes: 0, choices: 0, refused: 0 };
+        for row in report.tally.rows() {
+            let add = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);
+            match row.problem.row().disposition {
+                Disposition::Curable(least) if least <= tier => {
+                    add(&mut prospect.cured, row.items);
+                    if row.problem == Problem::RefcountLeak {
+                        let cluster_bytes = report.cluster_bytes().unwrap_or(0);
+                        add(&mut prospect.freed_bytes, row.items.saturating_mul(cluster_bytes));
+                    }
+                    if row.problem.row().cost == Cost::DropsData {
+                        add(&mut prospect.dropping, row.items);
+                        add(&mut prospect.dropped_bytes, row.guest_bytes);
+                    }
+                }
+                Disposition::Curable(_) => {}
+                Disposition::Choice => add(&mut prospect.choices, row.items),
+                Disposition::Refuse => add(&mut prospect.refused, row.items),
+            }
+        }
+        prospect
+    }
+}
+
+impl fmt::Display for Prospect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.tier == Tier::All {
+            f.write_str("(not built yet) ")?;
+        }
+        if self.cured == 0 {
+            f.write_str("has nothing to cure here")?;
+        } else {
+            write!(f, "can cure {}", counted(self.cured, "item", "items"))?;
+            if self.freed_bytes > 0 {
+                write!(f, ", frees {}", bytes(self.freed_bytes))?;
+            }
+            if self.dropping == 0 {
+                f.write_str(", costs nothing")?;
+            } else {
+                write!(f, ", drops {} that cannot be read now", bytes(self.dropped_bytes))?;
+            }
+        }
+        if self.choices > 0 {
+            write!(f, "; {} for you to decide", counted(self.choices, "item is", "items are"))?;
+        }
+        if self.refused > 0 {
+            write!(f, "; {} never touched", counted(self.refused, "item is", "items are"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Guest bytes that kept findings of corruption touch, in all disks, each byte counted once.
+#[must_use]
+pub fn guest_bytes_touched(findings: &[KeptFinding]) -> u64 {
+    let mut disks: BTreeMap<u32, Vec<(u64, u64)>> = BTreeMap::new();
+    for KeptFinding { problem, finding, .. } in findings {
+        if problem.row().severity >= Severity::Corruption && finding.guest_offset != NONE {
+            let end = finding.guest_offset.saturating_add(finding.guest_len);
+            disks.entry(finding.snapshot).or_default().push((finding.guest_offset, end));
+        }
+    }
+    disks.into_values().map(union_len).fold(0, u64::saturating_add)
+}
+
+/// Length of the union of (start, end) ranges.
+fn union_len(mut ranges: Vec<(u64, u64)>) -> u64 {
+    ranges.sort_unstable();
+    let mut covered_to = 0;
+    let mut len: u64 = 0;
+    for (start, end) in ranges {
+        let start = start.max(covered_to);
+        len = len.saturating_add(end.saturating_sub(start));
+        covered_to = covered_to.max(end);
+    }
+    len
+}
+
+#[cfg(test)]
+mod tests {
+    use super::union_len;
+
+    #[test]
+    fn union_counts_each_byte_once() {
+        assert_eq!(union_len(vec![(10, 20), (0, 5), (15, 30), (16, 17), (30, 30)]), 25);
+        assert_eq!(union_len(vec![]), 0);
+        assert_eq!(union_len(vec![(0, u64::MAX), (1, u64::MAX)]), u64::MAX);
+    }
+}
