@@ -8,6 +8,8 @@
 
 extern crate alloc;
 
+pub mod describe;
 pub mod host;
 pub mod inflate;
+pub mod map;
 pub mod ondisk;

@@ -1,0 +1,135 @@
+//! The job that tells what an image is: the header's facts, and the names in it.
+//!
+//! Invariant: the texts come in one order: backing file, backing format, data file, then id and name of each
+//! snapshot, then the name of each bitmap. They are opaque bytes; nothing here follows a name. A list that is damaged
+//! ends at the damage, and the finding that says so comes after the texts before it.
+//!
+//! What this does not do: it counts nothing and checks no more than what it needs to find the names.
+
+mod roots;
+mod snapshots;
+
+use instar_abi::boot::FILE_IMAGE;
+use instar_abi::call::{TEXT_BYTES_MAX, TextKind};
+use instar_abi::finding::NONE;
+use instar_abi::problem::Problem;
+use instar_abi::summary::{Outcome, Summary};
+use instar_abi::to_usize;
+
+pub use roots::Roots;
+pub use snapshots::each_snapshot;
+
+use crate::host::{Host, Range};
+use crate::ondisk::Fault;
+use crate::ondisk::bitmaps::BitmapEntry;
+use crate::ondisk::extensions::{BITMAP_DIRECTORY_BYTES_MAX, BITMAPS_MAX, BitmapsExtension};
+
+/// Runs the job.
+pub fn run<H: Host>(host: &mut H) -> Summary {
+    let roots = match Roots::load(host) {
+        Ok(roots) => roots,
+        Err(fault) => return refused(host, &fault),
+    };
+    chain_names(host, &roots);
+    let mut faults = 0;
+    let snapshots = each_snapshot(host, &roots.header, |host, index, entry, bytes| {
+        text(host, TextKind::SnapshotId, index, bytes.get(entry.id.clone()));
+        text(host, TextKind::SnapshotName, index, bytes.get(entry.name.clone()));
+    });
+    let bitmaps = match &roots.extensions.bitmaps {
+        Some(extension) => bitmap_names(host, extension),
+        None => Ok(()),
+    };
+    for fault in [snapshots.err(), bitmaps.err()].into_iter().flatten() {
+        host.finding(&fault.finding());
+        faults += 1;
+    }
+    let outcome = if faults == 0 { Outcome::Complete } else { Outcome::Incomplete };
+    Summary { outcome: outcome as u32, findings: faults, ..roots.summary() }
+}
+
+/// Reports why nothing can be said about an image, and the summary that goes with it.
+pub(crate) fn refused<H: Host>(host: &mut H, fault: &Fault) -> Summary {
+    let unsupported = matches!(
+        fault.problem,
+        Problem::HeaderVersion | Problem::HeaderIncompatibleFeature | Problem::HeaderCryptMethod
+    );
+    let outcome = match fault.problem {
+        Problem::NotQcow2 => Outcome::NotQcow2,
+        _ if unsupported => Outcome::Unsupported,
+        _ => Outcome::Incomplete,
+    };
+    host.finding(&fault.finding());
+    Summary {
+        outcome: outcome as u32,
+        unsupported: if unsupported { fault.problem as u32 } else { 0 },
+        findings: 1,
+        ..Summary::default()
+    }
+}
+
+fn text<H: Host>(host: &mut H, kind: TextKind, index: u32, bytes: Option<&[u8]>) {
+    if let Some(bytes) = bytes {
+        host.text(kind, index, bytes.get(..TEXT_BYTES_MAX).unwrap_or(bytes));
+    }
+}
+
+fn chain_names<H: Host>(host: &mut H, roots: &Roots) {
+    let (header, cluster) = (&roots.header, &roots.first_cluster);
+    if header.backing_offset != 0 {
+        let start = to_usize(header.backing_offset);
+        let name = start..start.saturating_add(to_usize(u64::from(header.backing_len)));
+        text(host, TextKind::BackingFile, 0, cluster.get(name));
+    }
+    for (kind, place) in [
+        (TextKind::BackingFormat, &roots.extensions.backing_format),
+        (TextKind::DataFile, &roots.extensions.data_file),
+    ] {
+        text(host, kind, 0, place.clone().and_then(|place| cluster.get(place)));
+    }
+}
+
+/// The directory is one run of entries, at most [`BITMAP_DIRECTORY_BYTES_MAX`] bytes; it is read as one.
+fn bitmap_names<H: Host>(host: &mut H, extension: &BitmapsExtension) -> Result<(), Fault> {
+    let BitmapsExtension { at, bitmaps, directory_bytes, directory_offset } = *extension;
+    let fault = |field: u64, stored, expected| Fault {
+        problem: Problem::ExtensionBitmaps,
+        table: instar_abi::finding::Table::HeaderExtension,
+        host_offset: at,
+        host_len: 24,
+        index: field,
+        stored,
+        expected,
+    };
+    if bitmaps > BITMAPS_MAX {
+        return Err(fault(0, u64::from(bitmaps), u64::from(BITMAPS_MAX)));
+    }
+    let file_len = host.file_len(FILE_IMAGE).unwrap_or(0);
+    let in_file = directory_offset.checked_add(directory_bytes).is_some_and(|end| end <= file_len);
+    if directory_bytes > BITMAP_DIRECTORY_BYTES_MAX || !in_file {
+        return Err(fault(2, directory_bytes, BITMAP_DIRECTORY_BYTES_MAX.min(file_len)));
+    }
+    let mut bytes = alloc::vec![0; to_usize(directory_bytes)];
+    if let Err(error) = read(host, directory_offset, &mut bytes) {
+        return Err(Fault { problem: Problem::ReadError, ..fault(NONE, error, directory_bytes) });
+    }
+    let mut rest = bytes.as_slice();
+    for index in 0..bitmaps {
+        let Some(entry) = BitmapEntry::decode(rest) else {
+            return Err(fault(0, u64::from(bitmaps), u64::from(index)));
+        };
+        text(host, TextKind::BitmapName, index, rest.get(entry.name));
+        rest = rest.get(entry.len..).unwrap_or(&[]);
+    }
+    Ok(())
+}
+
+/// Reads bytes of the image that are within it; the errno where that fails.
+fn read<H: Host>(host: &mut H, offset: u64, into: &mut [u8]) -> Result<(), u64> {
+    if into.is_empty() {
+        return Ok(());
+    }
+    let mut ranges = [Range { offset, len: into.len(), file: FILE_IMAGE, error: 0 }];
+    host.read(&mut ranges, into);
+    if ranges[0].error == 0 { Ok(()) } else { Err(u64::from(ranges[0].error)) }
+}

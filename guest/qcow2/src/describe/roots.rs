@@ -1,0 +1,87 @@
+//! What everything else is found through: the header and its extensions.
+
+use alloc::vec;
+use alloc::vec::Vec;
+
+use instar_abi::boot::FILE_IMAGE;
+use instar_abi::finding::{NONE, Table};
+use instar_abi::problem::Problem;
+use instar_abi::summary::{Outcome, Summary, feature};
+use instar_abi::to_usize;
+
+use super::read;
+use crate::host::Host;
+use crate::ondisk::extensions::Extensions;
+use crate::ondisk::header::{Compression, Crypt, FIXED_BYTES, compatible};
+use crate::ondisk::{Fault, Header};
+
+/// Header and extensions of an image, with the bytes that their names are in.
+#[derive(Debug)]
+pub struct Roots {
+    /// The fixed fields.
+    pub header: Header,
+    /// The extensions.
+    pub extensions: Extensions,
+    /// The image's first cluster, as far as the file has it.
+    pub first_cluster: Vec<u8>,
+}
+
+impl Roots {
+    /// Reads and decodes them.
+    ///
+    /// # Errors
+    /// The fault that keeps the image from being looked at.
+    pub fn load<H: Host>(host: &mut H) -> Result<Self, Fault> {
+        let file_len = host.file_len(FILE_IMAGE).unwrap_or(0);
+        let fixed = bytes_at_start(host, file_len.min(FIXED_BYTES as u64))?;
+        let (header, _) = Header::decode(&fixed)?;
+        let first_cluster = bytes_at_start(host, file_len.min(header.cluster.bytes()))?;
+        let (extensions, _) = Extensions::decode(&first_cluster, &header);
+        Ok(Self { header, extensions, first_cluster })
+    }
+
+    /// The facts of the header as a complete summary; nothing is counted.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        let header = &self.header;
+        let bitmaps = self.extensions.bitmaps.map_or(0, |extension| extension.bitmaps);
+        let features = [
+            (feature::DIRTY, header.is_dirty()),
+            (feature::CORRUPT, header.is_corrupt()),
+            (feature::DATA_FILE, header.has_data_file()),
+            (feature::ZSTD, header.compression == Some(Compression::Zstd)),
+            (feature::EXTENDED_L2, header.has_extended_l2()),
+            (feature::LAZY_REFCOUNTS, header.compatible & compatible::LAZY_REFCOUNTS != 0),
+            (feature::ENCRYPTED, header.crypt != Crypt::None),
+            (feature::BACKING, header.backing_offset != 0),
+            (feature::BITMAPS, bitmaps != 0),
+            (feature::DATA_FILE_RAW, header.is_data_file_raw()),
+            (feature::SNAPSHOTS, header.snapshots != 0),
+        ];
+        Summary {
+            outcome: Outcome::Complete as u32,
+            version: header.version,
+            features: features.iter().filter(|(_, is_set)| *is_set).fold(0, |all, (bit, _)| all | bit),
+            cluster_bits: header.cluster.bits(),
+            refcount_bits: header.refcount_width.bits(),
+            snapshots: header.snapshots,
+            bitmaps,
+            virtual_size: header.virtual_size,
+            ..Summary::default()
+        }
+    }
+}
+
+fn bytes_at_start<H: Host>(host: &mut H, len: u64) -> Result<Vec<u8>, Fault> {
+    let mut bytes = vec![0; to_usize(len)];
+    read(host, 0, &mut bytes).map_err(|error| Fault {
+        problem: Problem::ReadError,
+        table: Table::Header,
+        host_offset: 0,
+        host_len: len,
+        index: NONE,
+        stored: error,
+        expected: len,
+    })?;
+    Ok(bytes)
+}

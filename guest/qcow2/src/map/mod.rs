@@ -1,0 +1,84 @@
+//! The resident job that names the extents of guest ranges.
+//!
+//! Invariant: every request is answered over its whole range, in guest order and without a gap, whatever the image
+//! holds; what cannot be told is a damaged extent with the reason. Of an L2 table no more is read than the entries
+//! asked for, and no more than [`walk::BATCH_BYTES`] of them at once, so that memory does not depend on the request.
+//!
+//! What this does not do: it does not look for two owners of one cluster. Only the header and the L1 table in use
+//! are certain to be no guest data; every other pointer to metadata may itself be the one that is wrong.
+
+mod emit;
+mod l1;
+mod walk;
+
+use instar_abi::extent::MapOp;
+use instar_abi::finding::ACTIVE;
+use instar_abi::problem::Problem;
+use instar_abi::summary::{Outcome, Summary};
+
+use crate::describe::{self, Roots};
+use crate::host::Host;
+use emit::{Emitter, Plain};
+use l1::L1Table;
+
+/// Answers requests until told to exit. An image whose header or active L1 table cannot be found is not waited for:
+/// the finding that says so comes first, and the job is over.
+pub fn serve<H: Host>(host: &mut H) -> Summary {
+    let roots = match Roots::load(host) {
+        Ok(roots) => roots,
+        Err(fault) => return describe::refused(host, &fault),
+    };
+    let active = match L1Table::active(host, &roots.header) {
+        Ok(table) => table,
+        Err(fault) => {
+            host.finding(&fault.finding());
+            return Summary { outcome: Outcome::Incomplete as u32, findings: 1, ..roots.summary() };
+        }
+    };
+    let mut snapshot: Option<(u32, L1Table)> = None;
+    loop {
+        let request = host.next();
+        match MapOp::from_u32(request.op) {
+            Some(MapOp::Exit) => return roots.summary(),
+            Some(MapOp::Map) => {}
+            // Not asked for by the host of this version; the request after it is waited for.
+            Some(MapOp::Inflate) | None => continue,
+        }
+        let table = if request.snapshot == ACTIVE {
+            Ok(&active)
+        } else {
+            snapshot_table(host, &roots, request.snapshot, &mut snapshot)
+        };
+        let range = request.guest_offset..request.guest_offset.saturating_add(request.guest_len);
+        match table {
+            Ok(table) => walk::translate(host, &roots.header, table, range),
+            Err(problem) => {
+                let mut out = Emitter::default();
+                out.put(host, range, Plain::Damaged(problem));
+                out.finish(host);
+            }
+        }
+    }
+}
+
+/// The L1 table of a snapshot; the one used last is kept.
+fn snapshot_table<'a, H: Host>(
+    host: &mut H,
+    roots: &Roots,
+    index: u32,
+    kept: &'a mut Option<(u32, L1Table)>,
+) -> Result<&'a L1Table, Problem> {
+    if kept.as_ref().is_none_or(|(kept, _)| *kept != index) {
+        let mut found = None;
+        // A table that is damaged behind the entry does no harm to it.
+        let walked = describe::each_snapshot(host, &roots.header, |_, at, entry, _| {
+            if at == index {
+                found = Some((entry.l1_offset, entry.l1_entries));
+            }
+        });
+        let why_not = walked.map_or_else(|fault| fault.problem, |()| Problem::SnapshotTableTruncated);
+        let (offset, entries) = found.ok_or(why_not)?;
+        *kept = Some((index, L1Table::snapshot(host, &roots.header, offset, entries)?));
+    }
+    kept.as_ref().map(|(_, table)| table).ok_or(Problem::SnapshotTableTruncated)
+}
