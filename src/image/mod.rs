@@ -2,6 +2,7 @@
 
 mod backend;
 mod file;
+pub mod gate;
 mod handle;
 mod holders;
 mod latch;
