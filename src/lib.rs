@@ -2,6 +2,7 @@
 //!
 //! The folder is the trust zone (`docs/design.md`): nothing in this package interprets a byte of an image.
 
+pub mod chain;
 pub mod cli;
 pub mod disk;
 pub mod exit;

@@ -114,7 +114,11 @@ impl ImageFile {
         Ok(again)
     }
 
-    fn from_file(path: &Path, file: File) -> Result<Self, OpenError> {
+    /// Takes a file that has been opened already, for reading and with O_NONBLOCK, under the name `path`.
+    ///
+    /// # Errors
+    /// `WrongKind`, `Directory` or `Empty` if it is no image file; `Io`.
+    pub fn from_file(path: &Path, file: File) -> Result<Self, OpenError> {
         let io_error = |action| move |source| OpenError::Io { path: path.to_path_buf(), action, source };
         let meta = file.metadata().map_err(io_error("read the attributes"))?;
         refuse_wrong_kind(path, &meta)?;
@@ -173,7 +177,7 @@ impl ImageFile {
     }
 }
 
-fn open(path: &Path, write: bool) -> io::Result<File> {
+pub(super) fn open(path: &Path, write: bool) -> io::Result<File> {
     let flags = OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     OpenOptions::new().read(true).write(write).custom_flags(flags.bits().cast_signed()).open(path)
 }

@@ -39,7 +39,9 @@ pub struct Admitted {
 #[derive(Debug, Error)]
 pub enum GateError {
     /// The image names a file and the user allowed none.
-    #[error("not opened without leave: name the file with --backing PATH, or its folder with --allow-chain FOLDER")]
+    #[error(
+        "not opened without leave: name the file with --backing PATH, or its folder with --allow-chain FOLDER"
+    )]
     NotAllowed,
     /// The name is no path.
     #[error("not a file name: {why}")]
@@ -72,7 +74,8 @@ impl GatePolicy {
     /// Why the name does not pass; nothing has been opened then.
     pub fn admit(&self, depth: usize, naming: &Path, name: &[u8]) -> Result<Admitted, GateError> {
         if let Some(path) = self.named.get(depth) {
-            let file = File::open(path).map_err(|source| GateError::Open { path: path.clone(), source })?;
+            let file = super::file::open(path, false)
+                .map_err(|source| GateError::Open { path: path.clone(), source })?;
             return Ok(Admitted { file, path: path.clone() });
         }
         if self.folders.is_empty() {
@@ -192,16 +195,27 @@ mod tests {
         symlink(place.at("outside"), place.at("allowed/link")).unwrap();
         symlink("/", place.at("allowed/root")).unwrap();
         let absolute = place.at("outside");
-        for name in [&b"../outside"[..], b"link", b"root/etc/passwd", b"/etc/passwd", absolute.as_os_str().as_bytes()] {
-            assert!(matches!(place.admit(name), Err(GateError::Outside { .. })), "{:?}", OsStr::from_bytes(name));
+        for name in
+            [&b"../outside"[..], b"link", b"root/etc/passwd", b"/etc/passwd", absolute.as_os_str().as_bytes()]
+        {
+            assert!(
+                matches!(place.admit(name), Err(GateError::Outside { .. })),
+                "{:?}",
+                OsStr::from_bytes(name)
+            );
         }
     }
 
     #[test]
     fn admit_name_that_is_no_path_is_refused() {
         let place = Place::new();
-        for name in [&b""[..], b"a\0b", b"nbd:localhost:10809", b"json:{\"driver\":\"raw\"}", b"https://x/y"] {
-            assert!(matches!(place.admit(name), Err(GateError::NotAPath { .. })), "{:?}", OsStr::from_bytes(name));
+        for name in [&b""[..], b"a\0b", b"nbd:localhost:10809", b"json:{\"driver\":\"raw\"}", b"https://x/y"]
+        {
+            assert!(
+                matches!(place.admit(name), Err(GateError::NotAPath { .. })),
+                "{:?}",
+                OsStr::from_bytes(name)
+            );
         }
     }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use thiserror::Error;
 
+use super::gate::Admitted;
 use super::{Backend, ImageFile, ImageLock, LockError, Mode, OpenError};
 
 /// Why an image could not be opened and locked.
@@ -36,8 +37,19 @@ impl ImageHandle {
     /// # Errors
     /// Those of [`ImageFile::open_read_only`] and [`ImageLock::acquire`].
     pub fn open(path: &Path, mode: Mode) -> Result<Self, HandleError> {
-        let file = ImageFile::open_read_only(path)?;
-        let lock = ImageLock::acquire(file.as_fd(), path, mode)?;
+        Self::lock(ImageFile::open_read_only(path)?, mode)
+    }
+
+    /// Locks a file that the [gate](super::gate) has opened.
+    ///
+    /// # Errors
+    /// Those of [`ImageFile::from_file`] and [`ImageLock::acquire`].
+    pub fn from_admitted(admitted: Admitted, mode: Mode) -> Result<Self, HandleError> {
+        Self::lock(ImageFile::from_file(&admitted.path, admitted.file)?, mode)
+    }
+
+    fn lock(file: ImageFile, mode: Mode) -> Result<Self, HandleError> {
+        let lock = ImageLock::acquire(file.as_fd(), file.path(), mode)?;
         Ok(Self { file: Arc::new(file), lock: Mutex::new(lock) })
     }
 
