@@ -1,0 +1,180 @@
+//! Runs the cage's code in this process, so that what uses a job can be tested without a cage.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use instar_abi::boot::{FILE_IMAGE, FILES_MAX};
+use instar_abi::call::{DataRange, Phase, ProgressRecord, TextKind};
+use instar_abi::extent::{Extent, MapOp, MapRequest};
+use instar_abi::finding::{Finding, Owner};
+use instar_abi::problem::{Cure, Problem};
+use instar_abi::summary::Summary;
+use instar_abi::to_usize;
+use instar_mount::disk::ExtentSource;
+use instar_mount::image::Backend;
+use instar_mount::sandbox::error::SandboxError;
+use instar_mount::sandbox::observer::{Ignore, Observer};
+use instar_qcow2::host::{Host, Range};
+
+/// The files of a job, by index.
+pub type Files = [Option<Arc<dyn Backend>>; FILES_MAX];
+
+/// The files of a job on an image alone.
+pub fn files(image: Arc<dyn Backend>) -> Files {
+    let mut files = Files::default();
+    files[to_usize(u64::from(FILE_IMAGE))] = Some(image);
+    files
+}
+
+/// A host without a cage.
+pub struct NativeHost<'a> {
+    files: Files,
+    observer: &'a mut (dyn Observer + Send),
+    resident: Option<(Receiver<MapRequest>, Sender<Vec<Extent>>)>,
+    extents: Option<Vec<Extent>>,
+}
+
+impl<'a> NativeHost<'a> {
+    /// A host for a job that ends by itself.
+    pub fn new(files: Files, observer: &'a mut (dyn Observer + Send)) -> Self {
+        Self { files, observer, resident: None, extents: None }
+    }
+
+    fn file(&self, file: u32) -> Option<&Arc<dyn Backend>> {
+        self.files.get(to_usize(u64::from(file)))?.as_ref()
+    }
+}
+
+impl Host for NativeHost<'_> {
+    fn file_len(&self, file: u32) -> Option<u64> {
+        self.file(file).map(|backend| backend.len())
+    }
+
+    fn read(&mut self, ranges: &mut [Range], into: &mut [u8]) {
+        let mut rest = into;
+        for range in ranges {
+            let (bytes, after) = rest.split_at_mut(range.len);
+            let backend = self.file(range.file).expect("a range names a file that is there");
+            assert!(range.len > 0, "a range of no bytes");
+            assert!(range.offset + range.len as u64 <= backend.len(), "a range past the end: {range:?}");
+            range.error = match backend.read_at(bytes, range.offset) {
+                Ok(()) => 0,
+                Err(error) => {
+                    bytes.fill(0);
+                    error.raw_os_error().and_then(|errno| u32::try_from(errno).ok()).unwrap_or(5)
+                }
+            };
+            rest = after;
+        }
+        assert!(rest.is_empty(), "the buffer is longer than its ranges");
+    }
+
+    fn data_ranges(&mut self, file: u32, offset: u64, len: u64, found: &mut Vec<DataRange>) {
+        let backend = self.file(file).expect("a file that is there");
+        let ranges = backend.data_ranges(offset, len).unwrap_or_else(|_| vec![(offset, len)]);
+        found.extend(ranges.into_iter().map(|(offset, len)| DataRange { offset, len }));
+    }
+
+    fn finding(&mut self, finding: &Finding) {
+        let problem = Problem::from_u32(finding.problem).expect("a known problem");
+        self.observer.finding(problem, finding);
+    }
+
+    fn owner(&mut self, owner: &Owner) {
+        self.observer.owner(owner);
+    }
+
+    fn text(&mut self, kind: TextKind, index: u32, bytes: &[u8]) {
+        self.observer.text(kind, index, bytes);
+    }
+
+    fn progress(&mut self, phase: Phase, pass: u32, done: u64, total: u64) {
+        self.observer.progress(phase, &ProgressRecord { phase: phase as u32, pass, done, total });
+    }
+
+    fn scope(&mut self, cure: Cure, ranges: &[(u64, u64)]) {
+        self.observer.scope(cure, ranges);
+    }
+
+    fn stage(&mut self, offset: u64, bytes: &[u8]) {
+        self.observer.stage(offset, bytes.to_vec());
+    }
+
+    fn barrier(&mut self) {
+        self.observer.barrier();
+    }
+
+    fn extent(&mut self, extent: &Extent) {
+        self.extents.as_mut().expect("an extent belongs to a request").push(*extent);
+    }
+
+    fn next(&mut self) -> MapRequest {
+        let (requests, answers) = self.resident.as_ref().expect("only a resident job waits");
+        if let Some(done) = self.extents.take() {
+            answers.send(done).expect("somebody waits for the answer");
+        }
+        self.extents = Some(Vec::new());
+        requests.recv().unwrap_or(MapRequest {
+            op: MapOp::Exit as u32,
+            snapshot: 0,
+            guest_offset: 0,
+            guest_len: 0,
+            host_offset: 0,
+            host_len: 0,
+        })
+    }
+
+    fn memory_budget(&self) -> usize {
+        256 << 20
+    }
+}
+
+/// Runs `describe` without a cage.
+pub fn describe(files: Files, observer: &mut (dyn Observer + Send)) -> Summary {
+    instar_qcow2::describe::run(&mut NativeHost::new(files, observer))
+}
+
+/// A resident map job on a thread of this process. It ends when this is dropped.
+#[derive(Debug)]
+pub struct NativeSource {
+    requests: Sender<MapRequest>,
+    answers: Receiver<Vec<Extent>>,
+}
+
+impl NativeSource {
+    /// Starts the job.
+    pub fn start(files: Files) -> Self {
+        let (requests, next) = channel();
+        let (done, answers) = channel();
+        std::thread::spawn(move || {
+            let mut observer = Ignore;
+            let mut host = NativeHost::new(files, &mut observer);
+            host.resident = Some((next, done));
+            instar_qcow2::map::serve(&mut host)
+        });
+        Self { requests, answers }
+    }
+}
+
+impl ExtentSource for NativeSource {
+    fn map(
+        &mut self,
+        snapshot: u32,
+        guest_offset: u64,
+        guest_len: u64,
+        into: &mut Vec<Extent>,
+    ) -> Result<(), SandboxError> {
+        let over = || SandboxError::Fault { what: "the job is over".into() };
+        let request = MapRequest {
+            op: MapOp::Map as u32,
+            snapshot,
+            guest_offset,
+            guest_len,
+            host_offset: 0,
+            host_len: 0,
+        };
+        self.requests.send(request).map_err(|_| over())?;
+        into.append(&mut self.answers.recv().map_err(|_| over())?);
+        Ok(())
+    }
+}
