@@ -1,7 +1,13 @@
 //! A served disk against `qemu-img convert`, through a real FUSE mount, with the cage's code in this process.
 
-#[path = "support/native.rs"]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a failing helper fails its test; skips are printed"
+)]
+
 mod native;
+mod support;
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -16,22 +22,10 @@ use instar_mount::fuse::{Content, MountPoint, Mounted, ROOT, Tree, Unmounter};
 use instar_mount::image::{Backend, ImageFile};
 use instar_mount::sandbox::observer::Ignore;
 use parking_lot::Mutex;
+use support::tools;
 use tempfile::TempDir;
 
 const CLUSTER: u64 = 65536;
-
-macro_rules! need_fuse {
-    () => {
-        if let Err(error) = File::options().read(true).write(true).open("/dev/fuse") {
-            eprintln!("skipped: /dev/fuse cannot be opened: {error}");
-            return;
-        }
-        if Command::new("qemu-img").arg("--version").output().is_err() {
-            eprintln!("skipped: qemu-img is not there");
-            return;
-        }
-    };
-}
 
 /// A mount that ends when it is dropped.
 struct Served {
@@ -101,14 +95,8 @@ fn disk_of(image: &Path, snapshot: u32) -> Arc<Disk> {
     Arc::new(Disk::new(files, source, snapshot, facts.virtual_size, facts.cluster_bits, 1 << 20))
 }
 
-fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn qemu_img(arguments: &[&str]) -> String {
-    run(Command::new("qemu-img").args(arguments))
+fn qemu_img(arguments: &[&str]) {
+    tools::must(&mut tools::qemu_img(arguments));
 }
 
 fn qemu_io(image: &Path, commands: &[&str]) {
@@ -117,7 +105,7 @@ fn qemu_io(image: &Path, commands: &[&str]) {
     for one in commands {
         command.args(["-c", one]);
     }
-    run(command.arg(image));
+    tools::must(command.arg(image));
 }
 
 /// An image with data, zeros and holes in three L2 tables, and a last cluster that is not whole.
@@ -154,7 +142,7 @@ fn assert_same(got: &[u8], expected: &[u8], what: &str) {
 
 #[test]
 fn mount_of_each_flavour_reads_as_qemu_converts_it() {
-    need_fuse!();
+    need!(tools::fuse(), tools::qemu());
     for options in [
         "compat=1.1",
         "compat=0.10",
@@ -178,7 +166,7 @@ fn mount_of_each_flavour_reads_as_qemu_converts_it() {
 
 #[test]
 fn mount_of_a_snapshot_reads_as_qemu_converts_it() {
-    need_fuse!();
+    need!(tools::fuse(), tools::qemu());
     let (folder, image) = create("compat=1.1");
     let path = image.to_str().unwrap();
     qemu_img(&["snapshot", "-c", "first", path]);
@@ -198,7 +186,7 @@ fn mount_of_a_snapshot_reads_as_qemu_converts_it() {
 
 #[test]
 fn mount_on_a_file_is_the_disk_itself() {
-    need_fuse!();
+    need!(tools::fuse(), tools::qemu());
     let (folder, image) = create("compat=1.1");
     let expected = convert(&folder, &image);
     let served = Served::file(folder, &image);
@@ -209,7 +197,7 @@ fn mount_on_a_file_is_the_disk_itself() {
 
 #[test]
 fn mount_is_read_only_and_tells_its_attributes() {
-    need_fuse!();
+    need!(tools::fuse(), tools::qemu());
     let (folder, image) = create("compat=1.1");
     let served = Served::directory(folder, &image);
     let metadata = fs::metadata(served.raw()).unwrap();
@@ -229,7 +217,7 @@ fn mount_is_read_only_and_tells_its_attributes() {
 
 #[test]
 fn mount_tells_holes_from_data() {
-    need_fuse!();
+    need!(tools::fuse(), tools::qemu());
     let (folder, image) = create("compat=1.1");
     let served = Served::directory(folder, &image);
     let file = File::open(served.raw()).unwrap();
@@ -258,7 +246,7 @@ fn damage(image: &Path, cluster: u64, entry: u64) {
 
 #[test]
 fn buffered_read_of_damage_is_eio_and_its_neighbours_are_read() {
-    need_fuse!();
+    need!(tools::fuse(), tools::qemu());
     let (folder, image) = create("compat=1.1");
     let expected = convert(&folder, &image);
     damage(&image, 2, 1 << 40);
@@ -283,7 +271,7 @@ fn buffered_read_of_damage_is_eio_and_its_neighbours_are_read() {
 
 #[test]
 fn large_read_into_damage_returns_what_lies_before_it() {
-    need_fuse!();
+    need!(tools::fuse(), tools::qemu());
     let (folder, image) = create("compat=1.1");
     let expected = convert(&folder, &image);
     damage(&image, 2, 1 << 40);
@@ -303,7 +291,7 @@ fn large_read_into_damage_returns_what_lies_before_it() {
 
 #[test]
 fn damage_of_each_kind_is_eio() {
-    need_fuse!();
+    need!(tools::fuse(), tools::qemu());
     for entry in [1 << 40, 0x5_0200, (3 << 16) | (1 << 63)] {
         let (folder, image) = create("compat=1.1");
         damage(&image, 2, entry);
@@ -317,7 +305,7 @@ fn damage_of_each_kind_is_eio() {
 
 #[test]
 fn compressed_read_is_not_supported_and_counted() {
-    need_fuse!();
+    need!(tools::fuse(), tools::qemu());
     let (folder, image) = create("compat=1.1");
     qemu_io(&image, &["write -q -c -P 7 8M 64k"]);
     let served = Served::directory(folder, &image);
@@ -330,7 +318,7 @@ fn compressed_read_is_not_supported_and_counted() {
 
 #[test]
 fn image_that_shrinks_under_the_mount_gives_eio() {
-    need_fuse!();
+    need!(tools::fuse(), tools::qemu());
     let (folder, image) = create("compat=1.1");
     let expected = convert(&folder, &image);
     let served = Served::directory(folder, &image);
@@ -347,7 +335,7 @@ fn image_that_shrinks_under_the_mount_gives_eio() {
 
 #[test]
 fn concurrent_readers_all_read_the_same() {
-    need_fuse!();
+    need!(tools::fuse(), tools::qemu());
     let (folder, image) = create("cluster_size=4096");
     let expected = convert(&folder, &image);
     let served = Served::directory(folder, &image);
@@ -370,13 +358,8 @@ fn concurrent_readers_all_read_the_same() {
 
 #[test]
 fn file_system_in_the_disk_is_read_through_a_loop_mount() {
-    need_fuse!();
-    for tool in ["mkfs.ext4", "losetup"] {
-        if Command::new(tool).arg("-V").output().is_err() {
-            eprintln!("skipped: {tool} is not there");
-            return;
-        }
-    }
+    need!(tools::fuse(), tools::qemu());
+    need!(tools::root(), tools::program("mkfs.ext4"));
     let folder = tempfile::tempdir().unwrap();
     let content = folder.path().join("content");
     fs::create_dir(&content).unwrap();
@@ -385,8 +368,8 @@ fn file_system_in_the_disk_is_read_through_a_loop_mount() {
         fs::write(content.join(format!("file{number}")), bytes).unwrap();
     }
     let (raw, image) = (folder.path().join("fs.raw"), folder.path().join("fs.qcow2"));
-    run(Command::new("truncate").args(["-s", "64M"]).arg(&raw));
-    run(Command::new("mkfs.ext4").args(["-q", "-F", "-d"]).arg(&content).arg(&raw));
+    tools::must(Command::new("truncate").args(["-s", "64M"]).arg(&raw));
+    tools::must(Command::new("mkfs.ext4").args(["-q", "-F", "-d"]).arg(&content).arg(&raw));
     qemu_img(&["convert", "-f", "raw", "-O", "qcow2", raw.to_str().unwrap(), image.to_str().unwrap()]);
     let served = Served::directory(folder, &image);
     let point = served.folder.path().join("ext4");
@@ -398,7 +381,7 @@ fn file_system_in_the_disk_is_read_through_a_loop_mount() {
         return;
     }
     let same = Command::new("diff").arg("-r").arg("-x").arg("lost+found").args([&content, &point]).output();
-    run(Command::new("umount").arg(&point));
+    tools::must(Command::new("umount").arg(&point));
     let same = same.unwrap();
     assert!(same.status.success(), "{}", String::from_utf8_lossy(&same.stdout));
 }

@@ -1,4 +1,5 @@
 //! Runs the cage's code in this process, so that what uses a job can be tested without a cage.
+#![allow(dead_code, reason = "each test program uses its own part of this")]
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
