@@ -7,6 +7,7 @@ pub mod cli;
 pub mod disk;
 pub mod exit;
 pub mod fuse;
+pub mod heal;
 pub mod image;
 pub mod report;
 pub mod sandbox;

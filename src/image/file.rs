@@ -106,7 +106,20 @@ impl ImageFile {
     /// `PermissionDenied` where it may not be written; `Replaced` where the file has lost its name to another
     /// one; `Io`.
     pub fn reopen_writable(&self) -> Result<Self, OpenError> {
-        let file = open(&self.path, true).map_err(|e| open_error(&self.path, e, "writing"))?;
+        self.reopen(true)
+    }
+
+    /// Opens the same file a second time for reading, to see the length that it has now.
+    ///
+    /// # Errors
+    /// As [`ImageFile::reopen_writable`].
+    pub fn reopen_read_only(&self) -> Result<Self, OpenError> {
+        self.reopen(false)
+    }
+
+    fn reopen(&self, write: bool) -> Result<Self, OpenError> {
+        let access = if write { "writing" } else { "reading" };
+        let file = open(&self.path, write).map_err(|e| open_error(&self.path, e, access))?;
         let again = Self::from_file(&self.path, file)?;
         if (again.device, again.inode) != (self.device, self.inode) {
             return Err(OpenError::Replaced(self.path.clone()));
@@ -142,6 +155,22 @@ impl ImageFile {
             device: meta.dev(),
             inode: meta.ino(),
             block_device,
+        })
+    }
+
+    /// A record that stands beside an image, already open; it may be empty.
+    ///
+    /// # Errors
+    /// Those of fstat.
+    pub(crate) fn of_side_file(path: &Path, file: File) -> io::Result<Self> {
+        let meta = file.metadata()?;
+        Ok(Self {
+            file,
+            path: path.to_path_buf(),
+            len: AtomicU64::new(meta.len()),
+            device: meta.dev(),
+            inode: meta.ino(),
+            block_device: false,
         })
     }
 

@@ -173,22 +173,19 @@ impl Overlay {
         self.groups.iter().map(Vec::as_slice).filter(|group| !group.is_empty())
     }
 
-    /// The byte ranges that the writes touch, as (offset, len): sorted, neighbours merged, no overlaps.
+    /// The range of each staged write, as (offset, len), sorted.
     #[must_use]
-    pub fn ranges(&self) -> Vec<(u64, u64)> {
-        merged(self.pieces.iter().map(|(&start, piece)| (start, start + piece.len())))
+    pub fn write_ranges(&self) -> Vec<(u64, u64)> {
+        let writes = self.groups.iter().flatten();
+        let mut ranges: Vec<_> = writes.map(|write| (write.offset, write.bytes.len() as u64)).collect();
+        ranges.sort_unstable();
+        ranges
     }
 
     /// Bytes that the staged writes hold.
     #[must_use]
     pub fn held_bytes(&self) -> u64 {
         self.held_bytes
-    }
-
-    /// True if nothing is staged.
-    #[must_use]
-    pub fn is_untouched(&self) -> bool {
-        self.pieces.is_empty()
     }
 
     /// What lies below.
@@ -318,7 +315,7 @@ mod tests {
         overlay.stage(write(3, b"XY")).unwrap();
         assert_eq!(all(&overlay), b"01aXYd6789");
         assert_eq!(overlay.groups().count(), 2);
-        assert_eq!(overlay.ranges(), [(2, 4)]);
+        assert_eq!(overlay.write_ranges(), [(2, 4), (3, 2)]);
     }
 
     #[test]
@@ -328,7 +325,7 @@ mod tests {
         assert!(matches!(overlay.stage(write(u64::MAX, b"ab")), Err(OverlayError::Range { .. })));
         assert!(matches!(overlay.stage(write(0, b"")), Err(OverlayError::Range { .. })));
         assert_eq!(all(&overlay), b"01");
-        assert!(overlay.is_untouched());
+        assert_eq!(overlay.held_bytes(), 0);
     }
 
     #[test]
@@ -364,8 +361,8 @@ mod tests {
                 Some(expected) => { read.unwrap(); prop_assert_eq!(&part, expected); }
                 None => prop_assert!(read.is_err()),
             }
-            let ranges = overlay.ranges();
-            prop_assert!(ranges.windows(2).all(|w| w[0].0 + w[0].1 < w[1].0));
+            let told = overlay.data_ranges(0, u64::MAX).unwrap();
+            prop_assert!(told.windows(2).all(|w| w[0].0 + w[0].1 < w[1].0));
         }
     }
 }

@@ -1,0 +1,158 @@
+//! Who looks at an image for the healer, and what it learned.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use instar_abi::finding::Finding;
+use instar_abi::problem::{Disposition, Problem, Severity, Tier};
+use instar_abi::summary::{Outcome, Summary};
+use zerocopy::IntoBytes;
+
+use crate::image::Backend;
+use crate::sandbox::error::SandboxError;
+use crate::sandbox::observer::{Observer, RunStats};
+
+/// What one job gave.
+#[derive(Debug, Clone, Copy)]
+pub struct Ran {
+    /// Its last record.
+    pub summary: Summary,
+    /// What it cost.
+    pub stats: RunStats,
+}
+
+/// Runs jobs on an image, each in a fresh cage of its own. The healer trusts none of them alone: what one job
+/// proposes another one proves.
+pub trait Inspector {
+    /// A check. Every finding must reach the observer: the healer compares them.
+    ///
+    /// # Errors
+    /// Those of the cage.
+    fn check(&mut self, image: Arc<dyn Backend>, observer: &mut dyn Observer) -> Result<Ran, SandboxError>;
+
+    /// A plan for a tier.
+    ///
+    /// # Errors
+    /// Those of the cage.
+    fn plan(
+        &mut self,
+        image: Arc<dyn Backend>,
+        tier: Tier,
+        observer: &mut dyn Observer,
+    ) -> Result<Ran, SandboxError>;
+}
+
+/// Most different findings that are kept for comparing; those that the tier cures are only counted.
+const FINDINGS_COMPARED_MAX: usize = 1 << 18;
+
+/// What a check found, in a form that two checks can be compared in.
+#[derive(Debug, Clone)]
+pub struct Inspection {
+    /// The check's last record.
+    pub summary: Summary,
+    /// What it cost.
+    pub stats: RunStats,
+    /// Items found (a run counts as many as it covers), by problem.
+    pub counts: BTreeMap<Problem, u64>,
+    /// The findings that the tier does not cure, each with how often it was told.
+    others: BTreeMap<[u8; size_of::<Finding>()], u64>,
+    /// Some findings are in neither.
+    pub overflowed: bool,
+}
+
+impl Inspection {
+    /// How far the check came; an unknown number counts as incomplete.
+    #[must_use]
+    pub fn outcome(&self) -> Outcome {
+        Outcome::from_u32(self.summary.outcome).unwrap_or(Outcome::Incomplete)
+    }
+
+    /// Items found of one severity.
+    #[must_use]
+    pub fn count(&self, severity: Severity) -> u64 {
+        self.sum(|problem| problem.row().severity == severity)
+    }
+
+    /// Items found that `tier` promises to cure.
+    #[must_use]
+    pub fn curable(&self, tier: Tier) -> u64 {
+        self.sum(|problem| is_promised(problem, tier))
+    }
+
+    /// Items found in all.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.sum(|_| true)
+    }
+
+    fn sum(&self, which: impl Fn(Problem) -> bool) -> u64 {
+        self.counts.iter().filter(|(p, _)| which(**p)).fold(0, |sum, (_, n)| sum.saturating_add(*n))
+    }
+
+    /// The problem of a finding that `self` has and `before` has not, or not as often.
+    pub(super) fn new_since(&self, before: &Self) -> Option<(Problem, Finding)> {
+        let (key, _) = self.others.iter().find(|(key, n)| before.others.get(*key).is_none_or(|m| m < *n))?;
+        let finding: Finding = zerocopy::transmute!(*key);
+        Some((Problem::from_u32(finding.problem)?, finding))
+    }
+}
+
+/// Whether curing `problem` is promised by `tier`: the table's word, nobody else's.
+#[must_use]
+pub fn is_promised(problem: Problem, tier: Tier) -> bool {
+    matches!(problem.row().disposition, Disposition::Curable(at) if at <= tier)
+}
+
+/// Counts findings on their way to another observer.
+pub(super) struct Tally<'a> {
+    inner: &'a mut dyn Observer,
+    tier: Tier,
+    counts: BTreeMap<Problem, u64>,
+    others: BTreeMap<[u8; size_of::<Finding>()], u64>,
+    overflowed: bool,
+}
+
+impl<'a> Tally<'a> {
+    pub(super) fn new(inner: &'a mut dyn Observer, tier: Tier) -> Self {
+        Self { inner, tier, counts: BTreeMap::new(), others: BTreeMap::new(), overflowed: false }
+    }
+
+    pub(super) fn finish(self, ran: Ran) -> Inspection {
+        Inspection {
+            summary: ran.summary,
+            stats: ran.stats,
+            counts: self.counts,
+            others: self.others,
+            overflowed: self.overflowed || ran.stats.findings_dropped > 0,
+        }
+    }
+}
+
+impl Observer for Tally<'_> {
+    fn finding(&mut self, problem: Problem, finding: &Finding) {
+        let count = self.counts.entry(problem).or_default();
+        *count = count.saturating_add(finding.count);
+        if !is_promised(problem, self.tier) {
+            if self.others.len() < FINDINGS_COMPARED_MAX {
+                let mut key = [0; size_of::<Finding>()];
+                key.copy_from_slice(finding.as_bytes());
+                *self.others.entry(key).or_default() += 1;
+            } else {
+                self.overflowed = true;
+            }
+        }
+        self.inner.finding(problem, finding);
+    }
+
+    fn owner(&mut self, owner: &instar_abi::finding::Owner) {
+        self.inner.owner(owner);
+    }
+
+    fn text(&mut self, kind: instar_abi::call::TextKind, index: u32, bytes: &[u8]) {
+        self.inner.text(kind, index, bytes);
+    }
+
+    fn progress(&mut self, phase: instar_abi::call::Phase, record: &instar_abi::call::ProgressRecord) {
+        self.inner.progress(phase, record);
+    }
+}

@@ -1,0 +1,243 @@
+//! The healer: the only writer of an image. Interprets no image byte.
+//!
+//! A repair is a walk through states, each a type that can only be made from the one before
+//! ([`state`]): `Unverified -> Checked -> Planned -> Staged -> Proven -> Landed -> Attested`. Policy is the
+//! problem table's; what is written was proposed by one cage, recorded as a [`Plan`], and proven on an overlay
+//! by a fresh one. `docs/repair.md` draws the files it keeps and lists what can be on disk after a crash.
+//!
+//! Invariant: before the landing begins the image is not even open for writing; once it has begun, undo file
+//! and journal are durable, and one of them leads out of every interruption.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use instar_abi::problem::Tier;
+
+use crate::image::{ImageHandle, Mode, Overlay};
+use crate::sandbox::observer::Observer;
+
+mod ending;
+mod error;
+mod fingerprint;
+mod inspector;
+mod journal;
+mod land;
+mod plan;
+mod policy;
+mod quarantine;
+mod record;
+mod resume;
+mod side;
+mod site;
+pub mod state;
+mod undo;
+mod verify;
+
+pub use ending::{Ending, ExitRule, Route};
+pub use error::HealError;
+pub use inspector::{Inspection, Inspector, Ran, is_promised};
+pub use plan::{Plan, PlanError, Step};
+pub use side::RecordError;
+pub use site::{FileSite, Folder, SideFile, Site};
+pub use verify::{Attestation, Attested, Doubt, Proof};
+
+/// What the engine is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Checking the image as it is. Its findings are told.
+    Check,
+    /// Planning.
+    Plan,
+    /// Checking the copy with the plan's writes in place. Its findings are told.
+    Prove,
+    /// Writing records and image.
+    Land,
+    /// Checking the repaired image. Its findings are told.
+    Recheck,
+}
+
+/// Follows a repair. The findings of each checking stage are told anew: those of the last one are what is left.
+pub trait RepairObserver: Observer {
+    /// A stage begins.
+    fn stage_begins(&mut self, stage: Stage) {
+        let _ = stage;
+    }
+}
+
+impl RepairObserver for crate::sandbox::observer::Ignore {}
+
+/// How to repair.
+#[derive(Debug, Clone, Default)]
+pub struct RepairOptions {
+    /// Stop after the proof on the copy.
+    pub preview: bool,
+    /// Keep journal and undo file here instead of beside the image.
+    pub side_folder: Option<PathBuf>,
+}
+
+/// What a plan would write or has written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlanFacts {
+    /// Steps.
+    pub steps: usize,
+    /// Writes.
+    pub writes: usize,
+    /// Bytes in them.
+    pub write_bytes: u64,
+    /// SHA-256 of the plan.
+    pub digest: [u8; 32],
+}
+
+/// What a repair did.
+#[derive(Debug)]
+pub struct RepairReport {
+    /// How it ended.
+    pub ending: Ending,
+    /// What was asked for.
+    pub tier: Tier,
+    /// The image as it was found.
+    pub before: Inspection,
+    /// What was planned.
+    pub plan: Option<PlanFacts>,
+    /// The repaired image, or the repaired copy in a preview.
+    pub after: Option<Inspection>,
+    /// Proof of the repaired image.
+    pub attested: Option<Attested>,
+    /// Where the old bytes are.
+    pub undo_file: Option<PathBuf>,
+    /// The repaired copy, in a preview.
+    pub preview: Option<Arc<Overlay>>,
+    /// An interrupted repair was finished first.
+    pub resumed: bool,
+}
+
+impl RepairReport {
+    /// The last check: of the repaired image, or of the image as it is where nothing was written.
+    #[must_use]
+    pub fn last(&self) -> &Inspection {
+        match (&self.after, self.ending) {
+            (Some(after), ending) if ending != Ending::Previewed => after,
+            _ => &self.before,
+        }
+    }
+}
+
+/// Repairs an image, finishing an interrupted repair first. The exclusive lock is held from before the check
+/// until the end, and the mode before it is taken up again then; a preview needs no more than the read lock.
+///
+/// # Errors
+/// Every [`HealError`]; [`HealError::ending`] says what each means.
+pub fn repair(
+    image: &ImageHandle,
+    tier: Tier,
+    options: &RepairOptions,
+    inspector: &mut dyn Inspector,
+    observer: &mut dyn RepairObserver,
+) -> Result<RepairReport, HealError> {
+    let site = FileSite::new(Arc::clone(image.file()), options.side_folder.as_deref())?;
+    if options.preview {
+        return repair_at(&site, tier, true, inspector, observer);
+    }
+    exclusively(image, || repair_at(&site, tier, false, inspector, observer))
+}
+
+/// Finishes an interrupted repair.
+///
+/// # Errors
+/// `NoJournal` if there is none; every other [`HealError`].
+pub fn resume(
+    image: &ImageHandle,
+    side_folder: Option<&Path>,
+    inspector: &mut dyn Inspector,
+    observer: &mut dyn RepairObserver,
+) -> Result<RepairReport, HealError> {
+    let site = FileSite::new(Arc::clone(image.file()), side_folder)?;
+    exclusively(image, || resume_at(&site, inspector, observer))
+}
+
+/// Puts back every byte that the last repair, finished or not, has written, and the image's length.
+///
+/// # Errors
+/// `NoUndo` if there is no undo file; `UsedSince` if the image has been written since; every other
+/// [`HealError`].
+pub fn undo(image: &ImageHandle, side_folder: Option<&Path>) -> Result<Ending, HealError> {
+    let site = FileSite::new(Arc::clone(image.file()), side_folder)?;
+    exclusively(image, || undo_at(&site))
+}
+
+/// The journal that an interrupted repair has left, if any. Whoever is about to use an image asks this first.
+///
+/// # Errors
+/// `NoPlaceForRecords`, `Storage`.
+pub fn pending(image: &ImageHandle, side_folder: Option<&Path>) -> Result<Option<PathBuf>, HealError> {
+    if image.file().is_block_device() && side_folder.is_none() {
+        return Ok(None);
+    }
+    let site = FileSite::new(Arc::clone(image.file()), side_folder)?;
+    resume::journal_path(&site)
+}
+
+/// As [`repair`], without locks.
+///
+/// # Errors
+/// As [`repair`].
+pub fn repair_at(
+    site: &dyn Site,
+    tier: Tier,
+    preview: bool,
+    inspector: &mut dyn Inspector,
+    observer: &mut dyn RepairObserver,
+) -> Result<RepairReport, HealError> {
+    if tier != Tier::Leaks {
+        return Err(HealError::TierNotBuilt(tier));
+    }
+    let mut resumed = false;
+    if let Some(journal) = resume::journal_path(site)? {
+        if preview {
+            return Err(HealError::JournalFound(journal));
+        }
+        resume_at(site, inspector, observer)?;
+        resumed = true;
+    }
+    let mut report = state::walk(site, tier, preview, inspector, observer)?;
+    report.resumed = resumed;
+    Ok(report)
+}
+
+/// As [`resume`], without locks.
+///
+/// # Errors
+/// As [`resume`].
+pub fn resume_at(
+    site: &dyn Site,
+    inspector: &mut dyn Inspector,
+    observer: &mut dyn RepairObserver,
+) -> Result<RepairReport, HealError> {
+    let staged = resume::staged(site, inspector, observer)?;
+    staged.prove()?.land()?.attest()?.finish(Ending::Resumed)
+}
+
+/// As [`undo`], without locks.
+///
+/// # Errors
+/// As [`undo`].
+pub fn undo_at(site: &dyn Site) -> Result<Ending, HealError> {
+    quarantine::undo(site)
+}
+
+/// Runs `work` under the exclusive lock, then goes back to the mode that was held.
+fn exclusively<T>(
+    image: &ImageHandle,
+    work: impl FnOnce() -> Result<T, HealError>,
+) -> Result<T, HealError> {
+    let mode = image.mode();
+    if mode == Mode::Exclusive {
+        return work();
+    }
+    image.change_mode(Mode::Exclusive)?;
+    let result = work();
+    let back = image.change_mode(mode);
+    let value = result?;
+    back?;
+    Ok(value)
+}

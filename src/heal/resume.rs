@@ -1,0 +1,93 @@
+//! What is done about a journal that was left behind.
+//!
+//! Invariant: a journal is only ever replayed into the image it was made for, while every sector that it
+//! writes is as before the repair or as after it, and only after a fresh proof: the check of the image as it
+//! was before (seen through the undo file) is compared with that of the image as it will be. That refuses a
+//! replay over an image in which somebody has used the freed clusters since.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::error::HealError;
+use super::inspector::Inspector;
+use super::journal::{self, Binding, Journal};
+use super::site::{SideFile, Site};
+use super::state::{Context, Staged};
+use super::undo::{self, Trace, Undo};
+use super::{RepairObserver, Stage};
+
+/// The journal's path, if there is one.
+pub(super) fn journal_path(site: &dyn Site) -> Result<Option<PathBuf>, HealError> {
+    let path = site.folder().path_of(SideFile::Journal);
+    match site.folder().open(SideFile::Journal) {
+        Ok(None) => Ok(None),
+        // One that is not to be trusted is there all the same; reading it says why it is not used.
+        Ok(Some(_)) => Ok(Some(path)),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Ok(Some(path)),
+        Err(source) => Err(HealError::Storage { path, action: "look for a journal", source }),
+    }
+}
+
+/// The undo file that must be there.
+pub(super) fn undo_file(site: &dyn Site) -> Result<Undo, HealError> {
+    let path = site.folder().path_of(SideFile::Undo);
+    match undo::read_file(site.folder()) {
+        Ok(Some(undo)) => Ok(undo),
+        Ok(None) => Err(HealError::NoUndo(path)),
+        Err(source) => Err(HealError::UndoDamaged { path, source }),
+    }
+}
+
+/// The staged repair that a journal holds.
+pub(super) fn staged<'a>(
+    site: &'a dyn Site,
+    inspector: &'a mut dyn Inspector,
+    observer: &'a mut dyn RepairObserver,
+) -> Result<Staged<'a>, HealError> {
+    let path = site.folder().path_of(SideFile::Journal);
+    let journal = match journal::read(site.folder()) {
+        Ok(Some(journal)) => journal,
+        Ok(None) => return Err(HealError::NoJournal(path)),
+        Err(source) => return Err(HealError::JournalDamaged { path, source }),
+    };
+    let undo = undo_file(site)?;
+    let image = site.image();
+    let mut context = Context { site, tier: journal.plan.tier(), inspector, observer };
+    let since = context.state()?;
+    refuse_foreign(&context, &journal, &undo, &path)?;
+    let overlay =
+        journal.plan.over(Arc::clone(&image)).map_err(|e| HealError::BadPlan(e.into()))?;
+    let before = undo.before(image).map_err(|e| HealError::BadPlan(e.into()))?;
+    let before = context
+        .check(Arc::new(before), Stage::Check)
+        .map_err(|source| HealError::Cage { stage: "the check", source })?;
+    let overlay = Arc::new(overlay);
+    Ok(Staged { context, since, before, plan: journal.plan, overlay, binding: undo.binding, recorded: true })
+}
+
+/// Refuses a journal that does not belong to its undo file, or either of them if not to this image.
+fn refuse_foreign(
+    context: &Context<'_>,
+    journal: &Journal,
+    undo: &Undo,
+    path: &std::path::Path,
+) -> Result<(), HealError> {
+    let foreign = |why| Err(HealError::JournalForeign { path: path.to_path_buf(), why });
+    let Journal { fingerprint, len_before, len_after, .. } = *journal;
+    if journal.undo_digest != undo.digest || undo.binding != (Binding { fingerprint, len_before, len_after }) {
+        return foreign("journal and undo file are not from the same repair");
+    }
+    let mut writes: Vec<_> = journal.plan.writes().map(|w| (w.offset, w.bytes.len() as u64)).collect();
+    writes.sort_unstable();
+    if writes != undo.ranges() {
+        return foreign("the undo file does not cover what the journal writes");
+    }
+    let image = context.site.image();
+    if undo.trace(image.as_ref()).map_err(context.storage("read"))? != Trace::Ours {
+        return foreign("the image holds bytes that are neither from before the repair nor from after it");
+    }
+    if !undo.fits(image).map_err(context.storage("read"))? {
+        return foreign("the image is not the one that the repair was made for");
+    }
+    Ok(())
+}

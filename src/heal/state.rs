@@ -1,0 +1,343 @@
+//! The walk through a repair, as consuming types.
+//!
+//! Invariant: each state can only be made from the one before, so nothing is landed that was not proven and no
+//! journal goes without an attestation of the live image. [`Staged`] has a second way in, from a journal; from
+//! there on the way is the same, the proof included.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use instar_abi::problem::Tier;
+use instar_abi::summary::Outcome;
+
+use super::ending::Ending;
+use super::error::HealError;
+use super::inspector::{Inspection, Inspector, Tally};
+use super::journal::Binding;
+use super::plan::{Plan, PlanError, Recorder};
+use super::site::{SideFile, Site};
+use super::undo::Undo;
+use super::verify::{self, Attestation, Doubt, Proof};
+use super::{PlanFacts, RepairObserver, RepairReport, Stage, fingerprint, land, policy, quarantine};
+use crate::image::{Backend, FileState, Latch, Overlay};
+
+/// What every state needs.
+pub(super) struct Context<'a> {
+    pub site: &'a dyn Site,
+    pub tier: Tier,
+    pub inspector: &'a mut dyn Inspector,
+    pub observer: &'a mut dyn RepairObserver,
+}
+
+impl std::fmt::Debug for Context<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Context").field("site", &self.site).field("tier", &self.tier).finish_non_exhaustive()
+    }
+}
+
+impl Context<'_> {
+    /// A check by a fresh cage; its findings are told.
+    pub(super) fn check(
+        &mut self,
+        image: Arc<dyn Backend>,
+        stage: Stage,
+    ) -> Result<Inspection, crate::sandbox::error::SandboxError> {
+        self.observer.stage_begins(stage);
+        let mut tally = Tally::new(self.observer, self.tier);
+        let ran = self.inspector.check(image, &mut tally)?;
+        Ok(tally.finish(ran))
+    }
+
+    pub(super) fn storage(&self, action: &'static str) -> impl FnOnce(std::io::Error) -> HealError {
+        let path = self.site.path().to_path_buf();
+        move |source| HealError::Storage { path, action, source }
+    }
+
+    /// What changes when somebody writes to the image.
+    pub(super) fn state(&self) -> Result<Option<FileState>, HealError> {
+        self.site.state().map_err(self.storage("read the attributes"))
+    }
+}
+
+/// An image that nobody has looked at.
+#[derive(Debug)]
+pub struct Unverified<'a> {
+    context: Context<'a>,
+}
+
+/// An image that a cage has checked.
+#[derive(Debug)]
+pub struct Checked<'a> {
+    context: Context<'a>,
+    since: Option<FileState>,
+    before: Inspection,
+}
+
+/// A checked image with a plan that keeps its rules.
+#[derive(Debug)]
+pub struct Planned<'a> {
+    checked: Checked<'a>,
+    plan: Plan,
+}
+
+/// The plan's writes over the untouched image.
+#[derive(Debug)]
+pub struct Staged<'a> {
+    pub(super) context: Context<'a>,
+    pub(super) since: Option<FileState>,
+    pub(super) before: Inspection,
+    pub(super) plan: Plan,
+    pub(super) overlay: Arc<Overlay>,
+    pub(super) binding: Binding,
+    /// Undo file and journal are there already: an interrupted landing is being finished.
+    pub(super) recorded: bool,
+}
+
+/// The copy has passed a fresh check.
+#[derive(Debug)]
+pub struct Proven<'a> {
+    pub(super) staged: Staged<'a>,
+    proof: Proof,
+    after: Inspection,
+}
+
+/// Everything is written and durable, but not yet looked at.
+#[derive(Debug)]
+pub struct Landed<'a> {
+    staged: Staged<'a>,
+    live: Latch,
+    undo: Undo,
+}
+
+/// The live image has passed a fresh check.
+#[derive(Debug)]
+pub struct Healed<'a> {
+    staged: Staged<'a>,
+    after: Inspection,
+    attestation: Attestation,
+}
+
+/// All of it.
+pub(super) fn walk(
+    site: &dyn Site,
+    tier: Tier,
+    preview: bool,
+    inspector: &mut dyn Inspector,
+    observer: &mut dyn RepairObserver,
+) -> Result<RepairReport, HealError> {
+    let checked = Unverified::new(site, tier, inspector, observer).check()?;
+    let planned = match checked.plan()? {
+        ControlFlow::Continue(planned) => planned,
+        ControlFlow::Break(report) => return Ok(*report),
+    };
+    let proven = planned.stage()?.prove()?;
+    if preview {
+        return Ok(proven.into_preview());
+    }
+    let healed = proven.land()?.attest()?;
+    let ending = if healed.after.total() == 0 { Ending::Repaired } else { Ending::RepairedPartly };
+    healed.finish(ending)
+}
+
+impl<'a> Unverified<'a> {
+    /// The image at `site`, to be repaired at `tier`.
+    pub fn new(
+        site: &'a dyn Site,
+        tier: Tier,
+        inspector: &'a mut dyn Inspector,
+        observer: &'a mut dyn RepairObserver,
+    ) -> Self {
+        Self { context: Context { site, tier, inspector, observer } }
+    }
+
+    /// Has a cage look at it.
+    ///
+    /// # Errors
+    /// `Cage`, `Storage`.
+    pub fn check(mut self) -> Result<Checked<'a>, HealError> {
+        let since = self.context.state()?;
+        let image = self.context.site.image();
+        let before = self
+            .context
+            .check(image, Stage::Check)
+            .map_err(|source| HealError::Cage { stage: "the check", source })?;
+        Ok(Checked { context: self.context, since, before })
+    }
+}
+
+impl<'a> Checked<'a> {
+    /// Has another cage propose writes, where policy allows any; breaks off with a report where not.
+    ///
+    /// # Errors
+    /// `Cage`; `BadPlan`, also for a plan that cures nothing although there is something to cure.
+    pub fn plan(self) -> Result<ControlFlow<Box<RepairReport>, Planned<'a>>, HealError> {
+        let tier = self.context.tier;
+        if let Some(ending) = policy::reason_to_stop(&self.before, tier) {
+            return Ok(ControlFlow::Break(Box::new(self.report(ending))));
+        }
+        self.context.observer.stage_begins(Stage::Plan);
+        let mut recorder = Recorder::new(Some(self.context.observer));
+        let ran = self
+            .context
+            .inspector
+            .plan(self.context.site.image(), tier, &mut recorder)
+            .map_err(|source| HealError::Cage { stage: "the plan", source })?;
+        if Outcome::from_u32(ran.summary.outcome) != Some(Outcome::Complete) {
+            return Ok(ControlFlow::Break(Box::new(self.report(Ending::IncompleteWalk))));
+        }
+        let plan = recorder.finish(tier).map_err(HealError::BadPlan)?;
+        if plan.is_empty() {
+            return Err(HealError::Quarantined(Doubt::NotBetter));
+        }
+        Ok(ControlFlow::Continue(Planned { checked: self, plan }))
+    }
+
+    fn report(self, ending: Ending) -> RepairReport {
+        RepairReport {
+            ending,
+            tier: self.context.tier,
+            before: self.before,
+            plan: None,
+            after: None,
+            attested: None,
+            undo_file: None,
+            preview: None,
+            resumed: false,
+        }
+    }
+}
+
+impl<'a> Planned<'a> {
+    /// What is to be written.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Puts the plan's writes over the image.
+    ///
+    /// # Errors
+    /// `BadPlan` if writes overlap; `Storage`.
+    pub fn stage(self) -> Result<Staged<'a>, HealError> {
+        let Self { checked: Checked { context, since, before }, plan } = self;
+        let image = context.site.image();
+        let overlay = plan.over(Arc::clone(&image)).map_err(|e| HealError::BadPlan(e.into()))?;
+        let ranges = overlay.write_ranges();
+        if let Some(twice) = ranges.windows(2).find(|pair| pair[0].0 + pair[0].1 > pair[1].0) {
+            return Err(HealError::BadPlan(PlanError::WrittenTwice { offset: twice[1].0 }));
+        }
+        let fingerprint = fingerprint::of(image.as_ref(), &ranges).map_err(context.storage("read"))?;
+        let binding = Binding { fingerprint, len_before: image.len(), len_after: overlay.len() };
+        let overlay = Arc::new(overlay);
+        Ok(Staged { context, since, before, plan, overlay, binding, recorded: false })
+    }
+}
+
+impl<'a> Staged<'a> {
+    /// Has a fresh cage check the copy.
+    ///
+    /// # Errors
+    /// `Quarantined` if it is not strictly better: the overlay is dropped then; `Cage`.
+    pub fn prove(mut self) -> Result<Proven<'a>, HealError> {
+        let copy = Arc::clone(&self.overlay) as Arc<dyn Backend>;
+        let after = self
+            .context
+            .check(copy, Stage::Prove)
+            .map_err(|source| HealError::Cage { stage: "the proof", source })?;
+        let proof =
+            verify::prove(&self.before, &after, self.context.tier).map_err(HealError::Quarantined)?;
+        Ok(Proven { staged: self, proof, after })
+    }
+
+    fn facts(&self) -> PlanFacts {
+        PlanFacts {
+            steps: self.plan.steps().len(),
+            writes: self.plan.writes().count(),
+            write_bytes: self.plan.write_bytes(),
+            digest: self.plan.digest(),
+        }
+    }
+}
+
+impl<'a> Proven<'a> {
+    /// Items that are cured in the copy.
+    #[must_use]
+    pub fn cured(&self) -> u64 {
+        self.proof.cured()
+    }
+
+    /// Ends here: nothing is written, and the copy can be looked at.
+    #[must_use]
+    pub fn into_preview(self) -> RepairReport {
+        let plan = Some(self.staged.facts());
+        RepairReport {
+            ending: Ending::Previewed,
+            tier: self.staged.context.tier,
+            before: self.staged.before,
+            plan,
+            after: Some(self.after),
+            attested: None,
+            undo_file: None,
+            preview: Some(self.staged.overlay),
+            resumed: false,
+        }
+    }
+
+    /// Writes undo file, journal and image.
+    ///
+    /// # Errors
+    /// Before the image is touched: `Changed`, `NoSpace`, `NotWritable`, `Storage`. After: `Interrupted`.
+    pub fn land(self) -> Result<Landed<'a>, HealError> {
+        let Self { staged, proof, after: _ } = self;
+        staged.context.observer.stage_begins(Stage::Land);
+        let (live, undo) = land::land(&staged, proof)?;
+        Ok(Landed { staged, live, undo })
+    }
+}
+
+impl<'a> Landed<'a> {
+    /// Has a fresh cage check the live image, and puts it back if it does not pass.
+    ///
+    /// # Errors
+    /// `Unattested`, `RolledBack`, `RollbackFailed`.
+    pub fn attest(mut self) -> Result<Healed<'a>, HealError> {
+        let image = self.staged.context.site.image_again().map_err(|source| HealError::Interrupted {
+            path: self.staged.context.site.path().to_path_buf(),
+            action: "open again",
+            source: std::io::Error::other(source),
+        })?;
+        let after =
+            self.staged.context.check(image, Stage::Recheck).map_err(HealError::Unattested)?;
+        let Self { staged, live, undo } = self;
+        match verify::attest(&staged.before, &after, staged.context.tier, staged.plan.digest()) {
+            Ok(attestation) => Ok(Healed { staged, after, attestation }),
+            Err(doubt) => Err(quarantine::roll_back(staged.context.site, &live, &undo, doubt)),
+        }
+    }
+}
+
+impl Healed<'_> {
+    /// Removes the journal.
+    ///
+    /// # Errors
+    /// `Interrupted`: the repair is done, but the journal is still there.
+    pub fn finish(self, ending: Ending) -> Result<RepairReport, HealError> {
+        let Self { staged, after, attestation } = self;
+        let plan = Some(staged.facts());
+        let site = staged.context.site;
+        let attested = land::remove_journal(site, attestation)?;
+        let undo_file: PathBuf = site.folder().path_of(SideFile::Undo);
+        Ok(RepairReport {
+            ending,
+            tier: staged.context.tier,
+            before: staged.before,
+            plan,
+            after: Some(after),
+            attested: Some(attested),
+            undo_file: Some(undo_file),
+            preview: None,
+            resumed: false,
+        })
+    }
+}

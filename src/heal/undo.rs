@@ -1,0 +1,234 @@
+//! The undo file: what stood where a repair writes, and marks of what the repair leaves there.
+//!
+//! Invariant: it is durable before the journal is written, so no image byte ever changes whose old value is
+//! not in it. Each range is one write of the plan, and no two overlap. The marks, one for each sector of each
+//! range, tell whether the image is still in a state that the repair (or
+//! an interruption of it, or of going back) can have left: only then may anything be written from a record.
+//! It deliberately holds no new bytes: going forward needs the journal.
+
+use std::io;
+use std::sync::Arc;
+
+use instar_abi::to_usize;
+use sha2::{Digest, Sha256};
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::fingerprint;
+use super::journal::Binding;
+use super::plan::Plan;
+use super::record::{FileHead, Reader, SectorMark, UNDO_MAGIC, UndoRangeHead};
+use super::side::{RecordError, SIDE_BYTES_MAX, SideWriter, read_record};
+use super::site::{Folder, SideFile};
+use crate::image::{Backend, Overlay, OverlayError, Write};
+
+const WHAT: &str = "undo file";
+/// The part of a file that a disk writes whole or not at all.
+const SECTOR_BYTES: u64 = 512;
+
+/// One range of an undo file.
+#[derive(Debug)]
+struct UndoRange {
+    offset: u64,
+    len: u64,
+    /// What was there before; shorter than `len` where the image ended.
+    held: Arc<[u8]>,
+    marks: Vec<SectorMark>,
+}
+
+/// An undo file.
+#[derive(Debug)]
+pub(super) struct Undo {
+    pub binding: Binding,
+    pub digest: [u8; 32],
+    ranges: Vec<UndoRange>,
+}
+
+/// In what state the written sectors of an image are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Trace {
+    /// Each is as before the repair or as after it.
+    Ours,
+    /// This byte of the image (or its length) is neither.
+    Foreign {
+        /// Where.
+        offset: u64,
+    },
+}
+
+/// Bytes that the undo file takes, rounded up.
+pub(super) fn size_estimate(overlay: &Overlay) -> u64 {
+    overlay.write_ranges().iter().fold(4096, |sum: u64, &(_, len)| {
+        let marks = (len / SECTOR_BYTES + 2) * size_of::<SectorMark>() as u64;
+        sum.saturating_add(len).saturating_add(marks).saturating_add(size_of::<UndoRangeHead>() as u64)
+    })
+}
+
+/// Writes the undo file for landing `overlay`; it is durable when this returns. Gives its digest.
+pub(super) fn write(
+    folder: &dyn Folder,
+    plan: &Plan,
+    overlay: &Overlay,
+    binding: Binding,
+) -> io::Result<[u8; 32]> {
+    let mut writer = SideWriter::create(folder, SideFile::Undo)?;
+    let ranges = overlay.write_ranges();
+    for &(offset, len) in &ranges {
+        let held = binding.len_before.saturating_sub(offset).min(len);
+        writer.append(UndoRangeHead { offset: offset.into(), len: len.into(), held: held.into() }.as_bytes());
+        copy(overlay.base().as_ref(), offset, held, &mut |bytes| writer.append(bytes))?;
+        for (at, part) in sectors(offset, len) {
+            writer.append(&mark(&read(overlay, at, part)?));
+        }
+    }
+    let mut head = FileHead::new_zeroed();
+    head.magic = UNDO_MAGIC;
+    head.tier = (plan.tier() as u32).into();
+    head.len_before = binding.len_before.into();
+    head.len_after = binding.len_after.into();
+    head.items = (ranges.len() as u64).into();
+    head.fingerprint = binding.fingerprint;
+    head.plan_digest = plan.digest();
+    writer.finish(head)
+}
+
+/// Reads the undo file, `None` if there is none.
+pub(super) fn read_file(folder: &dyn Folder) -> Result<Option<Undo>, RecordError> {
+    let Some((head, body)) = read_record(folder, SideFile::Undo, UNDO_MAGIC, WHAT)? else { return Ok(None) };
+    let (len_before, len_after) = (head.len_before.get(), head.len_after.get());
+    if len_after < len_before {
+        let why = format!("the repair would have shrunk the image from {len_before} to {len_after} bytes");
+        return Err(RecordError::damaged(WHAT, why));
+    }
+    let mut reader = Reader::new(&body);
+    let mut ranges: Vec<UndoRange> = Vec::new();
+    while !reader.is_at_end() {
+        let from = ranges.last().map_or(0, |range| range.offset.saturating_add(range.len));
+        let range = read_range(&mut reader, from, len_before, len_after)
+            .ok_or_else(|| RecordError::damaged(WHAT, format!("range {} is out of order", ranges.len())))?;
+        ranges.push(range);
+    }
+    if ranges.len() as u64 != head.items.get() {
+        let why = format!("{} ranges, its head says {}", ranges.len(), head.items.get());
+        return Err(RecordError::damaged(WHAT, why));
+    }
+    let binding = Binding { fingerprint: head.fingerprint, len_before, len_after };
+    Ok(Some(Undo { binding, digest: head.head_digest, ranges }))
+}
+
+fn read_range(reader: &mut Reader<'_>, from: u64, len_before: u64, len_after: u64) -> Option<UndoRange> {
+    let head: UndoRangeHead = reader.take()?;
+    let (offset, len) = (head.offset.get(), head.len.get());
+    let end = offset.checked_add(len)?;
+    if offset < from || len == 0 || end > len_after {
+        return None;
+    }
+    if head.held.get() != len_before.saturating_sub(offset).min(len) {
+        return None;
+    }
+    let held = reader.bytes(head.held.get())?.into();
+    // As many marks as sectors, each of which takes bytes of the file: a forged length ends the loop early.
+    let marks = sectors(offset, len).map(|_| reader.take()).collect::<Option<Vec<SectorMark>>>()?;
+    Some(UndoRange { offset, len, held, marks })
+}
+
+impl Undo {
+    /// The ranges that the repair writes, as (offset, len).
+    pub(super) fn ranges(&self) -> Vec<(u64, u64)> {
+        self.ranges.iter().map(|range| (range.offset, range.len)).collect()
+    }
+
+    /// The image as it was before the repair, seen through the undo file.
+    pub(super) fn before(&self, image: Arc<dyn Backend>) -> Result<Overlay, OverlayError> {
+        let mut view = Overlay::with_len(image, self.binding.len_before, SIDE_BYTES_MAX);
+        for range in self.ranges.iter().filter(|range| !range.held.is_empty()) {
+            view.stage(Write { offset: range.offset, bytes: Arc::clone(&range.held) })?;
+        }
+        Ok(view)
+    }
+
+    /// Looks for anything that neither the repair nor going back can have left.
+    pub(super) fn trace(&self, image: &dyn Backend) -> io::Result<Trace> {
+        let Binding { len_before, len_after, .. } = self.binding;
+        if !(len_before..=len_after).contains(&image.len()) {
+            return Ok(Trace::Foreign { offset: image.len() });
+        }
+        for range in &self.ranges {
+            for ((at, part), expected) in sectors(range.offset, range.len).zip(&range.marks) {
+                let now = read_padded(image, at, part)?;
+                let from = to_usize(at - range.offset);
+                let mut before = vec![0; now.len()];
+                if let Some(held) = range.held.get(from..) {
+                    let len = held.len().min(before.len());
+                    before[..len].copy_from_slice(&held[..len]);
+                }
+                if now != before && mark(&now) != *expected {
+                    return Ok(Trace::Foreign { offset: at });
+                }
+            }
+        }
+        Ok(Trace::Ours)
+    }
+
+    /// Whether the image, seen as it was before the repair, has the fingerprint that was taken then.
+    pub(super) fn fits(&self, image: Arc<dyn Backend>) -> io::Result<bool> {
+        let view = self.before(image).map_err(io::Error::other)?;
+        Ok(fingerprint::of(&view, &self.ranges())? == self.binding.fingerprint)
+    }
+
+    /// Puts every byte and the length back; durable when this returns.
+    pub(super) fn put_back(&self, image: &dyn Backend) -> io::Result<()> {
+        for range in self.ranges.iter().filter(|range| !range.held.is_empty()) {
+            image.write_at(&range.held, range.offset)?;
+        }
+        if image.len() != self.binding.len_before {
+            image.set_len(self.binding.len_before)?;
+        }
+        image.sync()
+    }
+}
+
+/// A range cut at the sector boundaries of the file.
+fn sectors(offset: u64, len: u64) -> impl Iterator<Item = (u64, u64)> {
+    let end = offset.saturating_add(len);
+    let mut at = offset;
+    std::iter::from_fn(move || {
+        (at < end).then(|| {
+            let next = (at / SECTOR_BYTES + 1).saturating_mul(SECTOR_BYTES).min(end);
+            let part = (at, next - at);
+            at = next;
+            part
+        })
+    })
+}
+
+fn mark(bytes: &[u8]) -> SectorMark {
+    let digest: [u8; 32] = Sha256::digest(bytes).into();
+    let mut mark = [0; size_of::<SectorMark>()];
+    mark.copy_from_slice(&digest[..size_of::<SectorMark>()]);
+    mark
+}
+
+fn read(image: &dyn Backend, offset: u64, len: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; to_usize(len)];
+    image.read_at(&mut bytes, offset)?;
+    Ok(bytes)
+}
+
+/// As [`read`]; what lies past the end of the image reads as zeros.
+fn read_padded(image: &dyn Backend, offset: u64, len: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = read(image, offset, image.len().saturating_sub(offset).min(len))?;
+    bytes.resize(to_usize(len), 0);
+    Ok(bytes)
+}
+
+fn copy(image: &dyn Backend, offset: u64, len: u64, out: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+    const CHUNK_BYTES: u64 = 1 << 20;
+    let end = offset.saturating_add(len);
+    let mut at = offset;
+    while at < end {
+        let chunk = (end - at).min(CHUNK_BYTES);
+        out(&read(image, at, chunk)?);
+        at += chunk;
+    }
+    Ok(())
+}
