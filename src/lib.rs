@@ -5,6 +5,7 @@
 pub mod chain;
 pub mod cli;
 pub mod disk;
+pub mod error;
 pub mod exit;
 pub mod fuse;
 pub mod heal;

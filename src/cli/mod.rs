@@ -4,13 +4,34 @@
 //! Nothing in this folder interprets an image or decides what a finding means.
 
 use std::ffi::OsString;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use clap::Parser;
 
+use crate::error::Error;
 use crate::exit::Exit;
 
+pub mod log;
 pub mod options;
+pub mod say;
 pub mod size;
+
+/// A whole program: parses the process's arguments, does `work`, explains what went wrong. A panic, which is a
+/// bug, ends with [`Exit::Failed`] after the panic's own message.
+pub fn run<T: Parser>(name: &str, work: impl FnOnce(&T) -> Result<Exit, Error>) -> Exit {
+    let options = match parse::<T>(std::env::args_os()) {
+        Ok(options) => options,
+        Err(exit) => return exit,
+    };
+    match catch_unwind(AssertUnwindSafe(|| work(&options))) {
+        Ok(Ok(exit)) => exit,
+        Ok(Err(error)) => {
+            say::to_person(&format!("{name}: {}", error.explain()));
+            error.exit()
+        }
+        Err(_) => Exit::Failed,
+    }
+}
 
 /// Parses `arguments`. Help and version end with [`Exit::Consistent`]; wrong usage ends with
 /// [`Exit::Failed`], because the parser's own code for it would read as "corruptions".

@@ -29,6 +29,19 @@ pub fn escape_path(path: &Path) -> String {
     escape_bytes(path.as_os_str().as_bytes())
 }
 
+/// As [`escape_bytes`] for a message that may hold names escaped before: backslashes stay as they are.
+#[must_use]
+pub fn escape_message(message: &str) -> String {
+    let mut safe = String::with_capacity(message.len());
+    for c in message.chars() {
+        match c {
+            '\\' => safe.push(c),
+            _ => push_char(&mut safe, c),
+        }
+    }
+    safe
+}
+
 fn push_char(safe: &mut String, c: char) {
     match c {
         '\\' => safe.push_str("\\\\"),

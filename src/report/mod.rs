@@ -21,7 +21,7 @@ pub mod units;
 
 pub use collect::Collector;
 pub use describe::ImageReport;
-pub use escape::{escape_bytes, escape_path};
+pub use escape::{escape_bytes, escape_message, escape_path};
 pub use human::{HumanOptions, write_check, write_image};
 pub use json::{check_json, image_json};
 pub use model::{CheckReport, PlanFacts, RepairFacts, RepairOutcome, SandboxFacts, Verdict};

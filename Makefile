@@ -1,0 +1,58 @@
+# Entry points for people and for CI. `make help` lists them.
+#
+# A target installs what it lacks where it runs as root on Debian, and names the packages where it does not.
+
+CARGO ?= cargo
+export CARGO_TERM_COLOR ?= auto
+
+.PHONY: help demo test check build fmt clippy deny docs docs-fresh bench fuzz soak clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: ## damage an image, heal it, mount it, look into it
+	@scripts/need mkfs.ext4=e2fsprogs debugfs=e2fsprogs qemu-img=qemu-utils fusermount3=fuse3 cc=gcc
+	$(CARGO) build --release --locked
+	@scripts/demo
+
+test: ## every test; those that need what the machine lacks say so
+	@scripts/need mkfs.ext4=e2fsprogs qemu-img=qemu-utils qemu-io=qemu-utils qemu-storage-daemon=qemu-system-common \
+		fusermount3=fuse3 cc=gcc
+	$(CARGO) test --workspace --locked
+
+check: ## what CI runs, cheapest first
+	@.ci/run
+
+build: ## the programs, as they are released
+	@scripts/need cc=gcc
+	$(CARGO) build --release --locked
+
+fmt: ## formatting
+	$(CARGO) fmt --all --check
+
+clippy: ## lints, none tolerated
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+deny: ## licences, bans and sources of dependencies
+	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deny
+	$(CARGO) deny check bans licenses sources
+
+docs: ## write the generated documents anew
+	UPDATE=1 $(CARGO) test --locked --test docs
+	UPDATE=1 $(CARGO) test --locked --lib schema_in_docs
+
+docs-fresh: ## fail where a generated document is stale
+	$(CARGO) test --locked --test docs
+	$(CARGO) test --locked --lib schema_in_docs
+
+bench: ## not built yet
+	@echo 'make bench: not built yet: nothing is timed' >&2; exit 1
+
+fuzz: ## not built yet
+	@echo 'make fuzz: not built yet: there are no fuzz targets' >&2; exit 1
+
+soak: ## not built yet
+	@echo 'make soak: not built yet: there is no long-running test' >&2; exit 1
+
+clean: ## remove what was built
+	$(CARGO) clean

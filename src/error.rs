@@ -1,0 +1,165 @@
+//! Why a command could not do what it was asked to, and what the user can do about it.
+//!
+//! Invariant: every one of these ends the program with [`Exit::Failed`]. What is wrong with an image is not an
+//! error but a finding.
+
+use std::error::Error as StdError;
+use std::fmt::Write as _;
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use crate::exit::Exit;
+use crate::image::{HandleError, LockError, OpenError};
+use crate::report::{escape_message, escape_path};
+use crate::sandbox::error::SandboxError;
+
+/// Why a command failed.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The image could not be opened or locked.
+    #[error(transparent)]
+    Image(#[from] HandleError),
+    /// The external data file could not be opened.
+    #[error("external data file")]
+    DataFile(#[source] OpenError),
+    /// The cage gave no result.
+    #[error("{}: no result from the cage", escape_path(image))]
+    Sandbox {
+        /// The image.
+        image: PathBuf,
+        /// What went wrong.
+        #[source]
+        source: SandboxError,
+    },
+    /// Something that is not built yet was asked for.
+    #[error("{what} is not built yet")]
+    NotBuilt {
+        /// What was asked for, as it was typed.
+        what: &'static str,
+        /// What can be done instead.
+        instead: &'static str,
+    },
+    /// The log filter is not one.
+    #[error("--log: filter '{filter}' cannot be understood")]
+    LogFilter {
+        /// What was given.
+        filter: String,
+        /// What is wrong with it.
+        #[source]
+        source: tracing_subscriber::filter::ParseError,
+    },
+    /// The result could not be printed.
+    #[error("cannot print the result")]
+    Output(#[source] io::Error),
+    /// The result could not be put into JSON.
+    #[error("cannot print the result as JSON")]
+    Json(#[source] serde_json::Error),
+}
+
+impl Error {
+    /// The exit code.
+    #[must_use]
+    pub const fn exit(&self) -> Exit {
+        Exit::Failed
+    }
+
+    /// What the user can do next, where there is something.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Image(HandleError::Open(error)) | Self::DataFile(error) => open_hint(error),
+            Self::Image(HandleError::Lock(LockError::Busy { .. })) => {
+                Some("shut the virtual machine down, or wait until the other program is done, and try again")
+            }
+            Self::Sandbox { source, .. } => sandbox_hint(source),
+            Self::NotBuilt { instead, .. } => Some(instead),
+            Self::LogFilter { .. } => Some("examples: --log=debug, --log=instar_mount::sandbox=trace"),
+            Self::Image(HandleError::Lock(LockError::Io { .. })) | Self::Output(_) | Self::Json(_) => None,
+        }
+    }
+
+    /// The whole story for a terminal: the error, its causes, and the hint on a line of its own.
+    #[must_use]
+    pub fn explain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            // Some errors of the system libraries repeat their cause in their own text.
+            let message = error.to_string();
+            if !text.ends_with(&message) {
+                write!(text, ": {message}").unwrap_or_default();
+            }
+            cause = error.source();
+        }
+        let mut text = escape_message(&text);
+        if let Some(hint) = self.hint() {
+            write!(text, "\n  {hint}").unwrap_or_default();
+        }
+        text
+    }
+}
+
+fn open_hint(error: &OpenError) -> Option<&'static str> {
+    match error {
+        OpenError::NotFound(_) => Some("is the path spelled right?"),
+        OpenError::Directory(_) => Some("name the image file inside it"),
+        OpenError::Empty(_) => Some("the copy or download may have failed; fetch it again"),
+        OpenError::PermissionDenied { .. } => Some("run as a user who has that right on the file"),
+        OpenError::Replaced(_) => Some("run the command again"),
+        OpenError::WrongKind { .. } | OpenError::Io { .. } => None,
+    }
+}
+
+fn sandbox_hint(error: &SandboxError) -> Option<&'static str> {
+    match error {
+        SandboxError::Unavailable { source, .. } => Some(match source.kind() {
+            io::ErrorKind::PermissionDenied => {
+                "join the group that owns /dev/kvm (often: sudo usermod -aG kvm $USER, then log in again), \
+                 or use --sandbox=process"
+            }
+            io::ErrorKind::NotFound => {
+                "this machine has no /dev/kvm (is the kvm module loaded, virtualisation switched on?); \
+                 --sandbox=process works without it"
+            }
+            _ => "--sandbox=process works without KVM",
+        }),
+        SandboxError::Failed { out_of_memory: true, .. } => {
+            Some("give it more with --memory, as in --memory=1G")
+        }
+        SandboxError::Timeout { .. } | SandboxError::Limit { .. } | SandboxError::Fault { .. } => {
+            Some("the image may be made to do this; nothing was written, and nothing of it is to be trusted")
+        }
+        SandboxError::Failed { .. } | SandboxError::Host { .. } => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unavailable(kind: io::ErrorKind) -> Error {
+        let source = SandboxError::Unavailable { action: "open /dev/kvm".to_owned(), source: kind.into() };
+        Error::Sandbox { image: PathBuf::from("disk.qcow2"), source }
+    }
+
+    #[test]
+    fn missing_right_on_kvm_names_the_group_and_the_other_cage() {
+        let text = unavailable(io::ErrorKind::PermissionDenied).explain();
+        assert!(text.starts_with("disk.qcow2: no result from the cage: cannot open /dev/kvm: "), "{text}");
+        assert!(text.contains("kvm") && text.contains("--sandbox=process"), "{text}");
+    }
+
+    #[test]
+    fn missing_kvm_says_so() {
+        assert!(unavailable(io::ErrorKind::NotFound).explain().contains("this machine has no /dev/kvm"));
+    }
+
+    #[test]
+    fn paths_in_messages_cannot_drive_the_terminal() {
+        let path = PathBuf::from("a\x1b[2J\nb");
+        let text = Error::from(HandleError::Open(OpenError::NotFound(path))).explain();
+        assert!(text.starts_with("a\\u{1b}[2J\\nb: no such file\n"), "{text:?}");
+    }
+}
