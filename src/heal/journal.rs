@@ -81,8 +81,10 @@ pub(super) fn read(folder: &dyn Folder) -> Result<Option<Journal>, RecordError> 
         return Err(RecordError::damaged(WHAT, why));
     }
     if let Some(write) = plan.writes().find(|write| write.end() > len_after) {
-        let why =
-            format!("write at {:#x} ends behind the image's length {len_after} after the repair", write.offset);
+        let why = format!(
+            "write at {:#x} ends behind the image's length {len_after} after the repair",
+            write.offset
+        );
         return Err(RecordError::damaged(WHAT, why));
     }
     let (fingerprint, undo_digest) = (head.fingerprint, head.undo_digest);

@@ -107,11 +107,9 @@ fn refuse_full_storage(staged: &Staged<'_>) -> Result<(), HealError> {
 fn write_records(staged: &Staged<'_>) -> Result<(), HealError> {
     let site = staged.context.site;
     let folder = site.folder();
-    let failed = |file: SideFile| {
-        move |source: io::Error| record_failed(site, file, source)
-    };
-    let digest = undo::write(folder, &staged.plan, &staged.overlay, staged.binding)
-        .map_err(failed(SideFile::Undo))?;
+    let failed = |file: SideFile| move |source: io::Error| record_failed(site, file, source);
+    let digest =
+        undo::write(folder, &staged.plan, &staged.overlay, staged.binding).map_err(failed(SideFile::Undo))?;
     journal::write(folder, &staged.plan, staged.binding, digest).map_err(failed(SideFile::Journal))
 }
 

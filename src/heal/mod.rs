@@ -226,10 +226,7 @@ pub fn undo_at(site: &dyn Site) -> Result<Ending, HealError> {
 }
 
 /// Runs `work` under the exclusive lock, then goes back to the mode that was held.
-fn exclusively<T>(
-    image: &ImageHandle,
-    work: impl FnOnce() -> Result<T, HealError>,
-) -> Result<T, HealError> {
+fn exclusively<T>(image: &ImageHandle, work: impl FnOnce() -> Result<T, HealError>) -> Result<T, HealError> {
     let mode = image.mode();
     if mode == Mode::Exclusive {
         return work();

@@ -167,15 +167,7 @@ pub(super) struct Recorder<'a> {
 
 impl<'a> Recorder<'a> {
     pub(super) fn new(progress: Option<&'a mut dyn Observer>) -> Self {
-        Self {
-            progress,
-            steps: Vec::new(),
-            allowed: Vec::new(),
-            scopes: 0,
-            writes: 0,
-            bytes: 0,
-            error: None,
-        }
+        Self { progress, steps: Vec::new(), allowed: Vec::new(), scopes: 0, writes: 0, bytes: 0, error: None }
     }
 
     /// The plan, if no rule was broken.
@@ -197,10 +189,8 @@ impl<'a> Recorder<'a> {
     fn open_step(&mut self, cure: Cure, ranges: &[(u64, u64)]) -> Result<(), PlanError> {
         self.scopes = self.scopes.saturating_add(ranges.len());
         // Scopes of one step may come in several calls.
-        let continues = self
-            .steps
-            .last()
-            .is_some_and(|step| step.cure == cure && step.groups.iter().all(Vec::is_empty));
+        let continues =
+            self.steps.last().is_some_and(|step| step.cure == cure && step.groups.iter().all(Vec::is_empty));
         if !continues {
             self.steps.push(Step { cure, scope: Vec::new(), groups: vec![Vec::new()] });
             self.allowed.clear();

@@ -35,8 +35,9 @@ pub(super) fn undo(site: &dyn Site) -> Result<Ending, HealError> {
         return Err(HealError::UsedSince { path: path(), offset: 0 });
     }
     let live = Latch::new(site.open_writable()?);
-    let interrupted =
-        |action| move |source: io::Error| HealError::Interrupted { path: site.path().to_path_buf(), action, source };
+    let interrupted = |action| {
+        move |source: io::Error| HealError::Interrupted { path: site.path().to_path_buf(), action, source }
+    };
     undo.put_back(&live).map_err(interrupted("put back the old bytes"))?;
     remove_records(site).map_err(interrupted("remove the records"))?;
     debug_assert_eq!(live.len(), undo.binding.len_before);

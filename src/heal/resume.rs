@@ -55,8 +55,7 @@ pub(super) fn staged<'a>(
     let mut context = Context { site, tier: journal.plan.tier(), inspector, observer };
     let since = context.state()?;
     refuse_foreign(&context, &journal, &undo, &path)?;
-    let overlay =
-        journal.plan.over(Arc::clone(&image)).map_err(|e| HealError::BadPlan(e.into()))?;
+    let overlay = journal.plan.over(Arc::clone(&image)).map_err(|e| HealError::BadPlan(e.into()))?;
     let before = undo.before(image).map_err(|e| HealError::BadPlan(e.into()))?;
     let before = context
         .check(Arc::new(before), Stage::Check)
@@ -74,7 +73,8 @@ fn refuse_foreign(
 ) -> Result<(), HealError> {
     let foreign = |why| Err(HealError::JournalForeign { path: path.to_path_buf(), why });
     let Journal { fingerprint, len_before, len_after, .. } = *journal;
-    if journal.undo_digest != undo.digest || undo.binding != (Binding { fingerprint, len_before, len_after }) {
+    if journal.undo_digest != undo.digest || undo.binding != (Binding { fingerprint, len_before, len_after })
+    {
         return foreign("journal and undo file are not from the same repair");
     }
     let mut writes: Vec<_> = journal.plan.writes().map(|w| (w.offset, w.bytes.len() as u64)).collect();

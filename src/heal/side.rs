@@ -36,15 +36,7 @@ impl<'a> SideWriter<'a> {
         folder.remove(file.part())?;
         let backend = Latch::new(folder.create(file.part())?);
         let written = size_of::<FileHead>() as u64;
-        Ok(Self {
-            folder,
-            file,
-            backend,
-            pending: Vec::new(),
-            written,
-            hash: Sha256::new(),
-            error: None,
-        })
+        Ok(Self { folder, file, backend, pending: Vec::new(), written, hash: Sha256::new(), error: None })
     }
 
     /// Appends to the body. An error is kept for [`SideWriter::finish`].

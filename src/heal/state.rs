@@ -245,8 +245,7 @@ impl<'a> Staged<'a> {
             .context
             .check(copy, Stage::Prove)
             .map_err(|source| HealError::Cage { stage: "the proof", source })?;
-        let proof =
-            verify::prove(&self.before, &after, self.context.tier).map_err(HealError::Quarantined)?;
+        let proof = verify::prove(&self.before, &after, self.context.tier).map_err(HealError::Quarantined)?;
         Ok(Proven { staged: self, proof, after })
     }
 
@@ -307,8 +306,7 @@ impl<'a> Landed<'a> {
             action: "open again",
             source: std::io::Error::other(source),
         })?;
-        let after =
-            self.staged.context.check(image, Stage::Recheck).map_err(HealError::Unattested)?;
+        let after = self.staged.context.check(image, Stage::Recheck).map_err(HealError::Unattested)?;
         let Self { staged, live, undo } = self;
         match verify::attest(&staged.before, &after, staged.context.tier, staged.plan.digest()) {
             Ok(attestation) => Ok(Healed { staged, after, attestation }),
