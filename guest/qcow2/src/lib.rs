@@ -8,6 +8,7 @@
 
 extern crate alloc;
 
+pub mod check;
 pub mod describe;
 pub mod host;
 pub mod inflate;

@@ -14,6 +14,8 @@ use super::bytes::{be_u8, be_u32, be_u64};
 use super::fault::Fault;
 use super::l1::L1_TABLE_BYTES_MAX;
 use super::refcount::{REFCOUNT_ORDER_MAX, REFCOUNT_TABLE_BYTES_MAX, RefcountWidth};
+use crate::inflate::Compression;
+
 use super::units::{CLUSTER_BITS_MIN, ClusterSize, FileBounds, Position};
 
 /// "QFI\xfb".
@@ -68,15 +70,6 @@ pub enum Crypt {
     Aes,
     /// LUKS; its header lies where the crypto header extension says.
     Luks,
-}
-
-/// How compressed clusters are packed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Compression {
-    /// Raw deflate streams.
-    Deflate,
-    /// Zstandard frames.
-    Zstd,
 }
 
 /// Where a table lies.

@@ -1,0 +1,320 @@
+//! Stored reference counts against true ones.
+//!
+//! Refcount blocks are read once, in large batches. Where counts are 16 bits wide and a chunk is narrow, a
+//! block's bytes are compared a whole word of states at a time.
+
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use instar_abi::call::Phase;
+use instar_abi::finding::{ACTIVE, Finding, NONE, Table};
+use instar_abi::problem::Problem;
+
+use super::counts::{CHUNK_CLUSTERS, Chunk, Counts, Usage};
+use super::leaks::ClusterSet;
+use super::reader::{Bytes, Reader};
+use super::report::Report;
+use super::roots::{Image, Roots, read_error};
+use crate::host::Host;
+use crate::ondisk::Fault;
+use crate::ondisk::bytes::is_zero;
+use crate::ondisk::refcount::RefcountTableEntry;
+use crate::ondisk::units::Position;
+
+/// Refcount blocks that are named at once.
+const PIECE_BLOCKS: usize = 4096;
+
+/// The block that a refcount table entry points to, if it may be followed.
+#[must_use]
+pub fn block_offset(image: &Image, entry: u64) -> Option<u64> {
+    let offset = RefcountTableEntry(entry).block_offset();
+    (offset != 0 && image.bounds.position(offset) == Position::Inside).then_some(offset)
+}
+
+/// Byte offset in the file of a refcount table entry.
+#[must_use]
+pub fn table_entry_offset(image: &Image, index: u64) -> u64 {
+    image.header.refcount_table_offset.saturating_add(index * 8)
+}
+
+/// Tells what is wrong with refcount table entries by themselves.
+pub fn check_table(report: &mut Report, image: &Image, roots: &Roots) {
+    for (index, raw) in (0..).zip(&roots.refcount_table) {
+        let entry = RefcountTableEntry(*raw);
+        let offset = entry.block_offset();
+        let mut tell = |problem, stored, expected| {
+            report.fault(&Fault {
+                problem,
+                table: Table::RefcountTable,
+                host_offset: table_entry_offset(image, index),
+                host_len: 8,
+                index,
+                stored,
+                expected,
+            });
+        };
+        if entry.reserved() != 0 {
+            tell(Problem::RefcountTableEntryReserved, *raw, offset);
+        }
+        match image.bounds.position(offset) {
+            _ if offset == 0 => {}
+            Position::Inside => {}
+            Position::Unaligned => tell(Problem::RefcountTableEntryUnaligned, offset, NONE),
+            Position::PastEof => tell(Problem::RefcountTableEntryPastEof, offset, image.bounds.len),
+        }
+    }
+}
+
+/// The refcount blocks of a range of clusters.
+#[derive(Debug)]
+pub struct Blocks<'a> {
+    /// The image.
+    pub image: &'a Image,
+    /// Its refcount table.
+    pub roots: &'a Roots,
+    /// The clusters whose counts are asked for.
+    pub clusters: Range<u64>,
+    /// What progress is told as.
+    pub phase: (Phase, u32),
+}
+
+impl Blocks<'_> {
+    /// Reads the blocks and hands each to `take` with the number of its first cluster; blocks that `want` has
+    /// no use for are not read.
+    pub fn for_each<H: Host>(
+        &self,
+        host: &mut H,
+        reader: &mut Reader,
+        report: &mut Report,
+        want: impl Fn(Range<u64>) -> bool,
+        mut take: impl FnMut(&mut Report, u64, &[u8]),
+    ) {
+        let table = &self.roots.refcount_table;
+        let per_block = self.image.header.refcount_width.per_block(self.image.header.cluster);
+        let first = instar_abi::to_usize(self.clusters.start / per_block);
+        let end = instar_abi::to_usize(self.clusters.end.div_ceil(per_block)).min(table.len());
+        let mut blocks = (first..end).filter_map(|index| {
+            let base = index as u64 * per_block;
+            let offset = table.get(index).and_then(|entry| block_offset(self.image, *entry))?;
+            want(base..base + per_block).then_some((base, offset))
+        });
+        loop {
+            let piece: Vec<(u64, u64)> = blocks.by_ref().take(PIECE_BLOCKS).collect();
+            let mut rest = piece.as_slice();
+            if rest.is_empty() {
+                return;
+            }
+            while let Some((base, _)) = rest.first() {
+                host.progress(self.phase.0, self.phase.1, base / per_block, end as u64);
+                let taken = self.batch(host, reader, report, rest, &mut take);
+                report.flush_some(host);
+                rest = rest.get(taken.max(1)..).unwrap_or(&[]);
+            }
+        }
+    }
+
+    /// Reads some of the blocks; says how many.
+    fn batch<H: Host>(
+        &self,
+        host: &mut H,
+        reader: &mut Reader,
+        report: &mut Report,
+        blocks: &[(u64, u64)],
+        take: &mut impl FnMut(&mut Report, u64, &[u8]),
+    ) -> usize {
+        let cluster_bytes = self.image.header.cluster.usize();
+        let places = blocks.iter().map(|(_, offset)| (*offset, cluster_bytes));
+        reader.batch(host, places, |position, bytes| {
+            let Some((base, offset)) = blocks.get(position) else { return };
+            match bytes {
+                Bytes::Read(bytes) if bytes.len() == cluster_bytes => take(report, *base, bytes),
+                Bytes::Read(bytes) => {
+                    // The file ends within the block: the rest reads as zeros.
+                    let mut whole = bytes.to_vec();
+                    whole.resize(cluster_bytes, 0);
+                    take(report, *base, &whole);
+                }
+                Bytes::Failed(errno) => {
+                    let len = cluster_bytes as u64;
+                    report.fault(&read_error(Table::RefcountBlock, *offset, len, errno));
+                }
+            }
+        })
+    }
+}
+
+/// Compares the counts of a window.
+#[derive(Debug)]
+pub struct Comparison<'a> {
+    /// The image.
+    pub image: &'a Image,
+    /// True counts.
+    pub counts: &'a Counts,
+    /// The clusters to compare: the window, and what is past it up to the next one.
+    pub clusters: Range<u64>,
+    /// Takes the leaks.
+    pub leaks: &'a mut ClusterSet,
+    /// Leaks that `leaks` had no room for were told as not proven.
+    pub is_overfull: bool,
+}
+
+impl Comparison<'_> {
+    /// Compares one refcount block, whose first count is that of cluster `base`.
+    pub fn block(&mut self, report: &mut Report, base: u64, bytes: &[u8]) {
+        let width = self.image.header.refcount_width;
+        let per_block = width.per_block(self.image.header.cluster);
+        let end = (base + per_block).min(self.clusters.end);
+        let mut at = base.max(self.clusters.start);
+        while at < end {
+            let stop = (at / CHUNK_CLUSTERS + 1).saturating_mul(CHUNK_CLUSTERS).min(end);
+            let chunk = self.counts.chunk_of(at).unwrap_or(&Chunk::Empty);
+            match chunk {
+                Chunk::Empty if is_zero_range(bytes, width.bits(), at - base..stop - base) => {}
+                Chunk::Narrow(words) if width.bits() == 16 && at.is_multiple_of(32) => {
+                    self.narrow(report, words.as_slice(), base, bytes, at..stop);
+                }
+                _ => self.one_by_one(report, chunk, base, bytes, at..stop),
+            }
+            at = stop;
+        }
+    }
+
+    /// Thirty-two clusters at a time: all states used and all counts one, or none and zero.
+    fn narrow(&mut self, report: &mut Report, words: &[u64], base: u64, bytes: &[u8], clusters: Range<u64>) {
+        const ONES: u64 = 0x0001_0001_0001_0001;
+        const LOW: u64 = 0x5555_5555_5555_5555;
+        let mut at = clusters.start;
+        while at < clusters.end {
+            let stop = (at + 32).min(clusters.end);
+            let slot = instar_abi::to_usize((at % CHUNK_CLUSTERS) / 32);
+            let state = words.get(slot).copied().unwrap_or(0);
+            let used = (state | state >> 1) & LOW;
+            let place = instar_abi::to_usize(at - base) * 2;
+            let counts = bytes.get(place..place + 64).map_or(&[][..], |run| run.as_chunks::<8>().0);
+            let is_same = counts.len() == 8
+                && match used {
+                    LOW => counts.iter().all(|word| u64::from_be_bytes(*word) == ONES),
+                    0 => counts.iter().all(|word| u64::from_be_bytes(*word) == 0),
+                    _ => false,
+                };
+            if !is_same {
+                let chunk = self.counts.chunk_of(at).unwrap_or(&Chunk::Empty);
+                self.one_by_one(report, chunk, base, bytes, at..stop);
+            }
+            at = stop;
+        }
+    }
+
+    fn one_by_one(
+        &mut self,
+        report: &mut Report,
+        chunk: &Chunk,
+        base: u64,
+        bytes: &[u8],
+        clusters: Range<u64>,
+    ) {
+        let width = self.image.header.refcount_width;
+        for cluster in clusters {
+            let stored = width.get(bytes, instar_abi::to_usize(cluster - base)).unwrap_or(0);
+            let usage = chunk.usage(instar_abi::to_usize(cluster % CHUNK_CLUSTERS));
+            if stored != usage.count {
+                self.differs(report, cluster, stored, usage);
+            }
+        }
+    }
+
+    fn differs(&mut self, report: &mut Report, cluster: u64, stored: u64, usage: Usage) {
+        let max = self.image.header.refcount_width.max();
+        let problem = if cluster >= self.image.bounds.clusters() {
+            Problem::RefcountPastEof
+        } else if usage.count == 0 {
+            if self.leaks.insert(cluster) {
+                return;
+            }
+            self.is_overfull = true;
+            Problem::OrphanData
+        } else if stored > usage.count {
+            Problem::RefcountTooHigh
+        } else if usage.count > max {
+            Problem::RefcountOverflow
+        } else {
+            Problem::RefcountTooLow
+        };
+        report.put(problem, count_finding(self.image, problem, cluster, stored, usage.count));
+    }
+
+    /// Tells of clusters in use for which there is no refcount block.
+    pub fn missing_blocks(&self, report: &mut Report, roots: &Roots) {
+        let per_block = self.image.header.refcount_width.per_block(self.image.header.cluster);
+        let mut block = (NONE, 0);
+        for (first, chunk) in self.counts.used_chunks() {
+            let mut at = first;
+            while at < first + CHUNK_CLUSTERS {
+                let index = at / per_block;
+                let stop = ((index + 1) * per_block).min(first + CHUNK_CLUSTERS);
+                let entry = roots.refcount_table.get(instar_abi::to_usize(index)).copied().unwrap_or(0);
+                if block_offset(self.image, entry).is_none() {
+                    let used = (at..stop)
+                        .filter(|cluster| chunk.usage(instar_abi::to_usize(cluster - first)).count > 0)
+                        .count() as u64;
+                    if block.0 != index {
+                        self.missing_block(report, block);
+                        block = (index, 0);
+                    }
+                    block.1 += used;
+                }
+                at = stop;
+            }
+        }
+        self.missing_block(report, block);
+    }
+
+    fn missing_block(&self, report: &mut Report, (index, used): (u64, u64)) {
+        if used == 0 {
+            return;
+        }
+        let finding = Finding {
+            problem: Problem::RefcountBlockMissing as u32,
+            table: Table::RefcountTable as u32,
+            snapshot: ACTIVE,
+            reserved: 0,
+            host_offset: table_entry_offset(self.image, index),
+            host_len: 8,
+            index,
+            count: used,
+            guest_offset: NONE,
+            guest_len: 0,
+            stored: 0,
+            expected: NONE,
+        };
+        report.put(Problem::RefcountBlockMissing, finding);
+    }
+}
+
+/// A finding about the reference count of one cluster.
+#[must_use]
+pub fn count_finding(image: &Image, problem: Problem, cluster: u64, stored: u64, counted: u64) -> Finding {
+    Finding {
+        problem: problem as u32,
+        table: Table::RefcountBlock as u32,
+        snapshot: ACTIVE,
+        reserved: 0,
+        host_offset: image.header.cluster.offset(cluster),
+        host_len: image.header.cluster.bytes(),
+        index: cluster,
+        count: 1,
+        guest_offset: NONE,
+        guest_len: 0,
+        stored,
+        expected: counted,
+    }
+}
+
+/// Whether these counts of a block are all zero, told from whole bytes only.
+fn is_zero_range(bytes: &[u8], width_bits: u32, counts: Range<u64>) -> bool {
+    let bit = |count: u64| count * u64::from(width_bits);
+    let (start, end) = (bit(counts.start), bit(counts.end));
+    start.is_multiple_of(8)
+        && end.is_multiple_of(8)
+        && bytes.get(instar_abi::to_usize(start / 8)..instar_abi::to_usize(end / 8)).is_some_and(is_zero)
+}

@@ -1,0 +1,329 @@
+//! The check: walks all metadata once, counts every owner of every cluster, and compares with what is stored.
+//!
+//! ```text
+//! roots     header, extensions, tables, snapshots, bitmaps, encryption header       roots, snapshots, bitmaps
+//! count     every L1 and L2 entry, each L2 table once, in host order                walk, tally, counts
+//! compare   refcount blocks against the counts                                      compare
+//! judge     only if something is amiss: owners, overlaps, COPIED                    judge
+//! triage    only if there are leaks: which of them are proven worthless             triage, leaks
+//! ```
+//!
+//! Invariant: a pointer that is unaligned, or leads out of the file, is reported and not followed; a leak is
+//! reported as one that may be freed ([`Problem::RefcountLeak`]) only where nothing was found that could have
+//! hidden its user. Findings and their order depend on the image alone.
+//!
+//! Where memory does not hold the counts of all clusters at once, count, compare, judge and triage are done for
+//! one window of clusters after the other; entries are told of in the first pass only.
+//!
+//! What this does not do: it writes nothing, looks into no guest data beyond the heads of leaked clusters, and
+//! does not decide what is done about a finding.
+
+mod bitmaps;
+mod compare;
+mod counts;
+mod judge;
+mod leaks;
+mod reader;
+mod report;
+mod roots;
+mod snapshots;
+mod tally;
+mod triage;
+mod walk;
+
+use alloc::vec::Vec;
+
+use instar_abi::call::Phase;
+use instar_abi::finding::NONE;
+use instar_abi::problem::Problem;
+use instar_abi::summary::{Outcome, Summary, feature};
+
+use crate::host::Host;
+use crate::inflate::Compression;
+use crate::ondisk::header::{Crypt, compatible};
+use crate::ondisk::{Fault, Header};
+use counts::{CHUNK_CLUSTERS, Counts, flags};
+use leaks::ClusterSet;
+use reader::Reader;
+use report::Report;
+use roots::{Image, Roots};
+use tally::{Tally, Totals};
+use triage::{Evidence, Triage};
+
+/// What a check is asked to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Options {
+    /// Also inflate every compressed cluster.
+    pub deep: bool,
+    /// Keep the findings: the caller wants [`Checked`] only.
+    pub silent: bool,
+}
+
+/// A run of clusters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClusterRun {
+    /// Number of the first cluster.
+    pub first: u64,
+    /// Clusters, at least 1.
+    pub count: u64,
+}
+
+/// What a check learned, for whoever goes on from there.
+#[derive(Debug)]
+pub struct Checked {
+    /// The summary as the host gets it.
+    pub summary: Summary,
+    /// The image's header, where it could be read.
+    pub header: Option<Header>,
+    /// The refcount table's entries as stored; empty where it cannot be found. Cluster `c` has its count in the
+    /// block that entry `c / refcount_width.per_block(cluster)` points to.
+    pub refcount_table: Vec<u64>,
+    /// Leaked clusters that a complete walk proved unreferenced and triage found worthless: exactly those of
+    /// the [`Problem::RefcountLeak`] findings, in order, each within the file and with a readable refcount
+    /// block. Nothing else may ever be freed.
+    pub free: Vec<ClusterRun>,
+}
+
+impl Checked {
+    fn ended(outcome: Outcome, summary: Summary) -> Self {
+        let summary = Summary { outcome: outcome as u32, ..summary };
+        Self { summary, header: None, refcount_table: Vec::new(), free: Vec::new() }
+    }
+}
+
+/// Checks an image and reports to the host.
+pub fn run<H: Host>(host: &mut H, options: &Options) -> Summary {
+    inspect(host, options).summary
+}
+
+/// Checks an image, reports to the host unless asked not to, and says what was learned.
+pub fn inspect<H: Host>(host: &mut H, options: &Options) -> Checked {
+    let file_len = host.file_len(instar_abi::boot::FILE_IMAGE).unwrap_or(0);
+    let mut reader = Reader::new(host, file_len);
+    let mut report = Report::new(options.silent);
+    let image = match roots::open(host, &mut reader, &mut report) {
+        Ok(image) => image,
+        Err(fault) => return not_opened(host, report, &fault),
+    };
+    if image.header.is_corrupt() {
+        let stored = image.header.incompatible;
+        report.fault(&Fault::header(Problem::HeaderCorrupt, 72, 8, stored, NONE));
+    }
+    let roots = Roots::find(host, &mut reader, &mut report, &image);
+    host.progress(Phase::Roots, 0, reader.bytes_read(), reader.bytes_read());
+    let mut check =
+        Check { reader, report, image, roots, totals: Totals::default(), free: Vec::new(), end: 0 };
+    let passes = check.passes(host);
+    check.finish(host, passes)
+}
+
+/// The end of a check that could not begin.
+fn not_opened<H: Host>(host: &mut H, mut report: Report, fault: &Fault) -> Checked {
+    report.fault(fault);
+    report.close_runs();
+    report.flush(host);
+    let outcome = match fault.problem {
+        Problem::NotQcow2 => Outcome::NotQcow2,
+        Problem::HeaderVersion | Problem::HeaderIncompatibleFeature | Problem::HeaderCryptMethod => {
+            Outcome::Unsupported
+        }
+        _ => Outcome::Incomplete,
+    };
+    let unsupported = if outcome == Outcome::Unsupported { fault.problem as u32 } else { 0 };
+    let findings = report.count();
+    Checked::ended(outcome, Summary { unsupported, findings, ..Summary::default() })
+}
+
+/// A check under way.
+struct Check {
+    reader: Reader,
+    report: Report,
+    image: Image,
+    roots: Roots,
+    totals: Totals,
+    free: Vec<ClusterRun>,
+    /// One past the last cluster in use.
+    end: u64,
+}
+
+impl Check {
+    /// Counts and compares window after window. Says how many there were.
+    fn passes<H: Host>(&mut self, host: &mut H) -> u32 {
+        let (mut first, mut pass) = (0, 0);
+        compare::check_table(&mut self.report, &self.image, &self.roots);
+        loop {
+            let next = self.pass(host, first, pass);
+            self.report.close_runs();
+            self.report.flush(host);
+            pass += 1;
+            match next {
+                Some(next) if next > first => first = next,
+                _ => return pass,
+            }
+        }
+    }
+
+    /// One window: from cluster `first` on, as far as memory goes. Says where the next one begins.
+    fn pass<H: Host>(&mut self, host: &mut H, first: u64, pass: u32) -> Option<u64> {
+        let cap = host.memory_budget() / 3;
+        let mut counts = Counts::new(first, self.image.bounds.clusters(), cap);
+        self.report.set_muted(pass > 0);
+        let has_empty_tables = self.count(host, &mut counts, pass);
+        self.report.set_muted(false);
+        if !self.roots.is_active_found {
+            // Without the active disk nearly every cluster would seem leaked.
+            return None;
+        }
+        let next = counts.next_window().map(|cluster| cluster & !(CHUNK_CLUSTERS - 1));
+        let clusters = counts.first()..next.unwrap_or(u64::MAX);
+        let leak_cap = host.memory_budget() / 12;
+        let mut leaks = ClusterSet::new(leak_cap);
+        self.compare(host, &counts, clusters, &mut leaks, pass);
+        self.note_end(&counts, &leaks);
+        self.report.close_runs();
+        if self.report.wants_owners() || judge::has_suspects(&counts) {
+            self.judge(host, &counts, pass);
+        }
+        drop(counts);
+        if !leaks.is_empty() {
+            let is_partial = pass > 0 || next.is_some();
+            let evidence = Evidence { has_empty_tables, is_partial, pass, cap_bytes: leak_cap };
+            self.triage(host, &leaks, evidence);
+        }
+        next
+    }
+
+    /// Counts all references. Says whether the active disk has an empty L2 table.
+    fn count<H: Host>(&mut self, host: &mut H, counts: &mut Counts, pass: u32) -> bool {
+        let Self { reader, report, image, roots, .. } = self;
+        let cluster = image.header.cluster;
+        for region in &roots.regions {
+            let present = image.bounds.present(region.offset, region.len);
+            let first = cluster.index(region.offset);
+            for index in first..first + cluster.count(present) {
+                counts.add(index, flags::META, 1);
+            }
+        }
+        for entry in &roots.refcount_table {
+            if let Some(offset) = compare::block_offset(image, *entry) {
+                counts.add(cluster.index(offset), flags::META, 1);
+            }
+        }
+        bitmaps::count(host, reader, report, image, roots, counts);
+        let mut tally = Tally::new(image, counts);
+        walk::walk(host, reader, report, image, roots, &mut tally, (Phase::Mappings, pass));
+        let (totals, beyond_end, empty) = (tally.totals, tally.beyond_end, tally.empty_tables);
+        if pass == 0 {
+            self.totals = totals;
+            if let Some(guest) = beyond_end {
+                let stored = self.image.header.virtual_size;
+                self.report.fault(&Fault::header(Problem::HeaderVirtualSize, 24, 8, stored, guest));
+            }
+        }
+        empty > 0
+    }
+
+    fn compare<H: Host>(
+        &mut self,
+        host: &mut H,
+        counts: &Counts,
+        clusters: core::ops::Range<u64>,
+        leaks: &mut ClusterSet,
+        pass: u32,
+    ) {
+        let Self { reader, report, image, roots, .. } = self;
+        if roots.refcount_table.is_empty() {
+            return;
+        }
+        let blocks =
+            compare::Blocks { image, roots, clusters: clusters.clone(), phase: (Phase::Refcounts, pass) };
+        let mut comparison = compare::Comparison { image, counts, clusters, leaks, is_overfull: false };
+        let each = |report: &mut Report, base, bytes: &[u8]| comparison.block(report, base, bytes);
+        blocks.for_each(host, reader, report, |_| true, each);
+        comparison.missing_blocks(report, roots);
+    }
+
+    /// Keeps the end of what is in use or held.
+    fn note_end(&mut self, counts: &Counts, leaks: &ClusterSet) {
+        let used = counts.used_chunks().last().and_then(|(first, chunk)| {
+            let slots = (0..1 << counts::CHUNK_BITS).rev();
+            slots.into_iter().find(|slot| chunk.usage(*slot).count > 0).map(|slot| first + slot as u64 + 1)
+        });
+        let leaked = leaks.last().map(|last| last + 1);
+        self.end = self.end.max(used.unwrap_or(0)).max(leaked.unwrap_or(0));
+    }
+
+    fn judge<H: Host>(&mut self, host: &mut H, counts: &Counts, pass: u32) {
+        let Self { reader, report, image, roots, .. } = self;
+        let mut judge = judge::Judge { image, counts };
+        judge.roots(host, reader, report, roots);
+        walk::walk(host, reader, report, image, roots, &mut judge, (Phase::Owners, pass));
+        report.forget_wanted();
+    }
+
+    fn triage<H: Host>(&mut self, host: &mut H, leaks: &ClusterSet, evidence: Evidence) {
+        let Self { reader, report, image, roots, free, .. } = self;
+        let triage = Triage::run(host, reader, report, image, roots, leaks, evidence);
+        triage.tell(host, reader, report, image, roots, leaks, evidence.pass, |cluster| {
+            match free.last_mut() {
+                Some(run) if run.first + run.count == cluster => run.count += 1,
+                _ => free.push(ClusterRun { first: cluster, count: 1 }),
+            }
+        });
+    }
+
+    fn finish<H: Host>(mut self, host: &mut H, passes: u32) -> Checked {
+        let header = self.image.header;
+        if header.is_dirty() && self.report.are_counts_wrong() {
+            let stored = header.incompatible;
+            self.report.fault(&Fault::header(Problem::HeaderDirty, 72, 8, stored, NONE));
+        }
+        self.report.close_runs();
+        self.report.flush(host);
+        let is_complete = self.roots.is_active_found && !self.roots.refcount_table.is_empty();
+        let outcome = if is_complete { Outcome::Complete } else { Outcome::Incomplete };
+        let bitmaps = self.image.extensions.bitmaps.map_or(0, |extension| extension.bitmaps);
+        let summary = Summary {
+            outcome: outcome as u32,
+            version: header.version,
+            features: features(&header, bitmaps),
+            unsupported: 0,
+            cluster_bits: header.cluster.bits(),
+            refcount_bits: header.refcount_width.bits(),
+            snapshots: header.snapshots,
+            bitmaps,
+            passes,
+            virtual_size: header.virtual_size,
+            findings: self.report.count(),
+            total_clusters: header.cluster.count(header.virtual_size),
+            allocated_clusters: self.totals.allocated,
+            fragmented_clusters: self.totals.fragmented,
+            compressed_clusters: self.totals.compressed,
+            image_end_offset: header.cluster.offset(self.end),
+            metadata_bytes: self.reader.bytes_read(),
+            arena_bytes_peak: 0,
+        };
+        let refcount_table = self.roots.refcount_table;
+        Checked { summary, header: Some(header), refcount_table, free: self.free }
+    }
+}
+
+/// [`feature`] bits of an image.
+fn features(header: &Header, bitmaps: u32) -> u64 {
+    let is_lazy = header.compatible & compatible::LAZY_REFCOUNTS != 0;
+    [
+        (header.is_dirty(), feature::DIRTY),
+        (header.is_corrupt(), feature::CORRUPT),
+        (header.has_data_file(), feature::DATA_FILE),
+        (header.compression == Some(Compression::Zstd), feature::ZSTD),
+        (header.has_extended_l2(), feature::EXTENDED_L2),
+        (is_lazy, feature::LAZY_REFCOUNTS),
+        (header.crypt != Crypt::None, feature::ENCRYPTED),
+        (header.backing_offset != 0, feature::BACKING),
+        (bitmaps > 0, feature::BITMAPS),
+        (header.is_data_file_raw(), feature::DATA_FILE_RAW),
+        (header.snapshots > 0, feature::SNAPSHOTS),
+    ]
+    .iter()
+    .fold(0, |bits, (is_set, bit)| if *is_set { bits | bit } else { bits })
+}

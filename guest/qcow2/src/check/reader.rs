@@ -1,0 +1,173 @@
+//! Reads many places of the image in few large vectored calls.
+//!
+//! Places that touch each other become one range. Bytes past the end of the file are not asked for: a place
+//! comes back as short as it is in the file, and what is missing reads as zeros by the format's custom.
+
+use alloc::vec::Vec;
+
+use instar_abi::boot::FILE_IMAGE;
+
+use crate::host::{Host, Range};
+
+/// Most bytes of one batch.
+const BATCH_BYTES_MAX: usize = 8 << 20;
+/// Least bytes of one batch: one cluster of the largest size.
+const BATCH_BYTES_MIN: usize = 2 << 20;
+/// Most ranges of one batch.
+const BATCH_RANGES_MAX: usize = 4096;
+
+/// What came of one place.
+#[derive(Debug, Clone, Copy)]
+pub enum Bytes<'a> {
+    /// The place's bytes, shorter where the file ends within it.
+    Read(&'a [u8]),
+    /// The storage failed with this errno.
+    Failed(u32),
+}
+
+/// A batch reader for the image file.
+#[derive(Debug)]
+pub struct Reader {
+    file_len: u64,
+    buffer: Vec<u8>,
+    ranges: Vec<Range>,
+    batch_bytes: usize,
+    bytes_read: u64,
+}
+
+impl Reader {
+    /// A reader of a file of `file_len` bytes that keeps to a small part of the host's memory budget.
+    #[must_use]
+    pub fn new<H: Host>(host: &H, file_len: u64) -> Self {
+        let batch_bytes = (host.memory_budget() / 16).clamp(BATCH_BYTES_MIN, BATCH_BYTES_MAX);
+        Self { file_len, buffer: Vec::new(), ranges: Vec::new(), batch_bytes, bytes_read: 0 }
+    }
+
+    /// Bytes read so far.
+    #[must_use]
+    pub const fn bytes_read(&self) -> u64 {
+        self.bytes_read
+    }
+
+    /// Most bytes that one place may have.
+    #[must_use]
+    pub const fn place_bytes_max(&self) -> usize {
+        self.batch_bytes
+    }
+
+    /// Bytes of a place that are in the file.
+    fn present(&self, offset: u64, len: usize) -> usize {
+        instar_abi::to_usize(self.file_len.saturating_sub(offset).min(len as u64))
+    }
+
+    /// Reads as many of the places `(offset, len)` as fit a batch, from the first on, and hands each to `take`
+    /// by its position. Says how many that were: at least one unless there are none.
+    pub fn batch<H: Host>(
+        &mut self,
+        host: &mut H,
+        places: impl Iterator<Item = (u64, usize)> + Clone,
+        mut take: impl FnMut(usize, Bytes<'_>),
+    ) -> usize {
+        let taken = self.fill(host, places.clone());
+        let mut slot = Slot::default();
+        for (position, (offset, len)) in places.take(taken).enumerate() {
+            let present = self.present(offset, len);
+            if present == 0 {
+                take(position, Bytes::Read(&[]));
+                continue;
+            }
+            let (error, start) = slot.find(&self.ranges, offset);
+            if error == 0 {
+                let bytes = self.buffer.get(start..start.saturating_add(present)).unwrap_or(&[]);
+                take(position, Bytes::Read(bytes));
+            } else {
+                take(position, Bytes::Failed(error));
+            }
+        }
+        taken
+    }
+
+    /// Reads one place as one buffer; at most [`Self::place_bytes_max`] bytes of it.
+    pub fn one<H: Host>(&mut self, host: &mut H, offset: u64, len: usize) -> Bytes<'_> {
+        let len = len.min(self.batch_bytes);
+        self.fill(host, core::iter::once((offset, len)));
+        match self.ranges.first() {
+            None => Bytes::Read(&[]),
+            Some(range) if range.error != 0 => Bytes::Failed(range.error),
+            Some(range) => Bytes::Read(self.buffer.get(..range.len).unwrap_or(&[])),
+        }
+    }
+
+    /// Reads a batch into the buffer. A range that fails is read again place by place, so that a bad sector
+    /// costs no more than the place that it is in.
+    fn fill<H: Host>(&mut self, host: &mut H, places: impl Iterator<Item = (u64, usize)> + Clone) -> usize {
+        let taken = self.gather(places.clone(), true);
+        self.transfer(host);
+        if self.ranges.iter().any(|range| range.error != 0) {
+            self.gather(places.take(taken), false);
+            self.transfer(host);
+        }
+        taken
+    }
+
+    fn gather(&mut self, places: impl Iterator<Item = (u64, usize)>, merge: bool) -> usize {
+        self.ranges.clear();
+        let (mut taken, mut total) = (0, 0_usize);
+        for (offset, len) in places {
+            let present = self.present(offset, len);
+            if taken > 0 && total.saturating_add(present) > self.batch_bytes {
+                break;
+            }
+            taken += 1;
+            total = total.saturating_add(present);
+            if present == 0 {
+                continue;
+            }
+            if let Some(last) = self.ranges.last_mut()
+                && merge
+                && last.offset + last.len as u64 == offset
+            {
+                last.len += present;
+            } else if merge && self.ranges.len() == BATCH_RANGES_MAX {
+                taken -= 1;
+                break;
+            } else {
+                self.ranges.push(Range { offset, len: present, file: FILE_IMAGE, error: 0 });
+            }
+        }
+        taken
+    }
+
+    fn transfer<H: Host>(&mut self, host: &mut H) {
+        let total = self.ranges.iter().map(|range| range.len).sum();
+        if self.buffer.len() < total {
+            self.buffer.resize(total, 0);
+        }
+        let Some(into) = self.buffer.get_mut(..total) else { return };
+        if total > 0 {
+            host.read(&mut self.ranges, into);
+            self.bytes_read += total as u64;
+        }
+    }
+}
+
+/// Finds places in the ranges of a batch; both are in the same order.
+#[derive(Debug, Default)]
+struct Slot {
+    range: usize,
+    start: usize,
+}
+
+impl Slot {
+    /// Error and position in the buffer of the place at `offset`.
+    fn find(&mut self, ranges: &[Range], offset: u64) -> (u32, usize) {
+        while let Some(range) = ranges.get(self.range) {
+            if offset >= range.offset && offset - range.offset < range.len as u64 {
+                return (range.error, self.start + instar_abi::to_usize(offset - range.offset));
+            }
+            self.range += 1;
+            self.start += range.len;
+        }
+        (0, self.start)
+    }
+}

@@ -1,0 +1,238 @@
+//! Findings on their way to the host: like neighbours become one run, and what they say about the proof that a
+//! leak is a leak is kept.
+//!
+//! Invariant: the order of findings depends on the image only.
+
+use alloc::vec::Vec;
+
+use instar_abi::finding::{Finding, NONE, Owner};
+use instar_abi::problem::Problem;
+
+use crate::host::Host;
+use crate::ondisk::Fault;
+
+/// Pending findings after which they are handed over.
+const PENDING_MAX: usize = 1024;
+/// Owners told of one finding.
+const OWNERS_MAX: u32 = 8;
+/// Findings whose owners are looked for.
+const WANTED_MAX: usize = 256;
+
+/// A finding whose place's users are to be named.
+#[derive(Debug, Clone, Copy)]
+struct Wanted {
+    first: u64,
+    end: u64,
+    finding: u64,
+    told: u32,
+}
+
+/// Collects findings and owners.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Findings that were closed, which is the number of the next one.
+    closed: u64,
+    open: Vec<(Problem, Finding)>,
+    pending: Vec<Finding>,
+    owners: Vec<Owner>,
+    wanted: Vec<Wanted>,
+    muted: bool,
+    silent: bool,
+    casts_doubt: bool,
+    are_counts_wrong: bool,
+}
+
+/// Whether a problem leaves the count of every cluster's users beyond doubt: nothing that could have pointed at
+/// an unreferenced cluster was lost with it. Everything that is not named here casts doubt on every leak.
+const fn leaves_counts_proven(problem: Problem) -> bool {
+    use Problem as P;
+    matches!(
+        problem,
+        P::RefcountLeak
+            | P::RefcountTooHigh
+            | P::RefcountTooLow
+            | P::RefcountOverflow
+            | P::RefcountPastEof
+            | P::RefcountTableEntryReserved
+            | P::RefcountTableEntryUnaligned
+            | P::RefcountTableEntryPastEof
+            | P::RefcountBlockMissing
+            | P::HeaderDirty
+            | P::HeaderCorrupt
+            | P::HeaderBackingName
+            | P::HeaderVirtualSize
+            | P::HeaderCompressionType
+            | P::ExtensionFeatureTable
+            | P::ExtensionBackingFormat
+            | P::AutoclearDataFileRaw
+            | P::L1CopiedMissing
+            | P::L2CopiedMissing
+            | P::L2CopiedWrong
+            | P::CompressedDamaged
+            | P::ExtendedReservedBit
+            | P::DataFileMissing
+            | P::DataFileRawBacking
+            | P::DataFileSnapshots
+            | P::SnapshotDuplicateId
+            | P::BitmapInUse
+            | P::BitmapDuplicateName
+            | P::OrphanTable
+            | P::OrphanData
+    )
+}
+
+/// Whether a problem says that stored reference counts are not right.
+const fn is_about_counts(problem: Problem) -> bool {
+    use Problem as P;
+    matches!(
+        problem,
+        P::RefcountLeak
+            | P::RefcountTooHigh
+            | P::RefcountTooLow
+            | P::RefcountOverflow
+            | P::RefcountBlockMissing
+            | P::OrphanData
+            | P::OrphanTable
+    )
+}
+
+/// Whether the users of the clusters that a finding names are worth naming.
+const fn wants_owners(problem: Problem) -> bool {
+    use Problem as P;
+    matches!(problem, P::RefcountTooHigh | P::RefcountTooLow | P::RefcountOverflow | P::MetadataOverlap)
+}
+
+impl Report {
+    /// A report that keeps its findings to itself where `silent`.
+    #[must_use]
+    pub fn new(silent: bool) -> Self {
+        Self { silent, ..Self::default() }
+    }
+
+    /// Drops what is put from now on, or stops doing so: a further pass sees every entry again.
+    pub fn set_muted(&mut self, muted: bool) {
+        self.muted = muted;
+    }
+
+    /// Findings so far; open runs are not counted.
+    #[must_use]
+    pub const fn count(&self) -> u64 {
+        self.closed
+    }
+
+    /// Whether anything was found that could have hidden a user of a cluster.
+    #[must_use]
+    pub const fn casts_doubt(&self) -> bool {
+        self.casts_doubt
+    }
+
+    /// Whether stored reference counts were found wrong.
+    #[must_use]
+    pub const fn are_counts_wrong(&self) -> bool {
+        self.are_counts_wrong
+    }
+
+    /// Whether the users of any cluster are to be named.
+    #[must_use]
+    pub const fn wants_owners(&self) -> bool {
+        !self.wanted.is_empty()
+    }
+
+    /// Tells a decoder's fault.
+    pub fn fault(&mut self, fault: &Fault) {
+        self.put(fault.problem, fault.finding());
+    }
+
+    /// Tells a finding; it joins the open run of its problem where it is the next item.
+    pub fn put(&mut self, problem: Problem, finding: Finding) {
+        if self.muted {
+            return;
+        }
+        self.casts_doubt |= !leaves_counts_proven(problem);
+        self.are_counts_wrong |= is_about_counts(problem);
+        let Some(slot) = self.open.iter().position(|(open, _)| *open == problem) else {
+            self.open.push((problem, finding));
+            return;
+        };
+        let Some((_, run)) = self.open.get_mut(slot) else { return };
+        if !join(run, &finding, problem) {
+            let done = core::mem::replace(run, finding);
+            self.close(problem, done);
+        }
+    }
+
+    /// Ends all open runs.
+    pub fn close_runs(&mut self) {
+        for (problem, run) in core::mem::take(&mut self.open) {
+            self.close(problem, run);
+        }
+    }
+
+    fn close(&mut self, problem: Problem, finding: Finding) {
+        if wants_owners(problem) && finding.index != NONE && self.wanted.len() < WANTED_MAX {
+            let (first, end) = (finding.index, finding.index.saturating_add(finding.count));
+            self.wanted.push(Wanted { first, end, finding: self.closed, told: 0 });
+        }
+        self.closed += 1;
+        if !self.silent {
+            self.pending.push(finding);
+        }
+    }
+
+    /// Names a user of a cluster if a finding asks for it. `owner.finding` is filled in here.
+    pub fn owner(&mut self, cluster: u64, owner: Owner) {
+        for wanted in &mut self.wanted {
+            if cluster >= wanted.first && cluster < wanted.end && wanted.told < OWNERS_MAX {
+                wanted.told += 1;
+                self.owners.push(Owner { finding: wanted.finding, ..owner });
+            }
+        }
+    }
+
+    /// Forgets whose users are to be named: they have been.
+    pub fn forget_wanted(&mut self) {
+        self.wanted.clear();
+    }
+
+    /// Hands over what is closed, if it is much.
+    pub fn flush_some<H: Host>(&mut self, host: &mut H) {
+        if self.pending.len() >= PENDING_MAX {
+            self.flush(host);
+        }
+    }
+
+    /// Hands over what is closed; owners behind the findings that they belong to.
+    pub fn flush<H: Host>(&mut self, host: &mut H) {
+        for finding in self.pending.drain(..) {
+            host.finding(&finding);
+        }
+        for owner in self.owners.drain(..) {
+            if !self.silent {
+                host.owner(&owner);
+            }
+        }
+    }
+}
+
+/// Extends a run by the item right behind it. Counts are merged only where they say the same.
+fn join(run: &mut Finding, next: &Finding, problem: Problem) -> bool {
+    // A missing block's count is that of its clusters in use.
+    let is_next = run.index != NONE
+        && problem != Problem::RefcountBlockMissing
+        && run.table == next.table
+        && run.snapshot == next.snapshot
+        && run.index.checked_add(run.count) == Some(next.index);
+    let is_alike = !is_about_counts(problem) && !matches!(problem, Problem::RefcountPastEof)
+        || (run.stored == next.stored && run.expected == next.expected);
+    let is_guest_next = run.guest_offset == NONE && next.guest_offset == NONE
+        || run.guest_offset.checked_add(run.guest_len) == Some(next.guest_offset);
+    let is_host_next = run.host_offset == NONE && next.host_offset == NONE
+        || run.host_offset.checked_add(run.host_len) == Some(next.host_offset);
+    if !(is_next && is_alike && is_guest_next && is_host_next) {
+        return false;
+    }
+    run.count = run.count.saturating_add(next.count);
+    run.guest_len = run.guest_len.saturating_add(next.guest_len);
+    run.host_len = run.host_len.saturating_add(next.host_len);
+    true
+}

@@ -1,0 +1,267 @@
+//! The roots of an image: everything that is found through the header rather than through an L1 entry.
+//!
+//! Any of them may be damaged. What is wrong becomes a finding, what is readable is kept, and a pointer that
+//! is unaligned or leads out of the file is never followed.
+
+use alloc::vec::Vec;
+
+use instar_abi::boot::{FILE_DATA, FILE_IMAGE};
+use instar_abi::finding::{ACTIVE, Finding, NONE, Table};
+use instar_abi::problem::Problem;
+
+use super::reader::{Bytes, Reader};
+use super::report::Report;
+use super::{bitmaps, snapshots};
+use crate::host::Host;
+use crate::ondisk::extensions::Extensions;
+use crate::ondisk::header::{Crypt, FIXED_BYTES, TableRange};
+use crate::ondisk::l2::L2Format;
+use crate::ondisk::units::{FileBounds, Position};
+use crate::ondisk::{Fault, Header};
+
+/// "LUKS\xba\xbe".
+const LUKS_MAGIC: u64 = 0x4c55_4b53_babe;
+
+/// What the image is and how it is measured.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// The decoded header.
+    pub header: Header,
+    /// The header extensions.
+    pub extensions: Extensions,
+    /// The image file's bounds.
+    pub bounds: FileBounds,
+    /// How L2 entries look.
+    pub format: L2Format,
+    /// Bytes in the external data file, where it is there.
+    pub data_file_len: Option<u64>,
+}
+
+/// A disk that is mapped by an L1 table: the active one or a snapshot's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Disk {
+    /// Snapshot index, or [`ACTIVE`].
+    pub snapshot: u32,
+    /// Byte offset of the L1 table; within the file.
+    pub l1_offset: u64,
+    /// Entries of the L1 table that are in the file.
+    pub l1_entries: u64,
+    /// Size of the disk in bytes.
+    pub disk_bytes: u64,
+}
+
+/// Clusters that have exactly one user, which is not an L1 or L2 entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Region {
+    /// What they hold.
+    pub table: Table,
+    /// Whose it is: a snapshot index, a bitmap index, or [`ACTIVE`].
+    pub snapshot: u32,
+    /// First byte, aligned to a cluster.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Byte offset of the field that points here; [`NONE`] for the header itself.
+    pub pointer: u64,
+}
+
+/// What the header leads to.
+#[derive(Debug, Default)]
+pub struct Roots {
+    /// The active disk (if its L1 table can be found) and the snapshots, in the order of their table.
+    pub disks: Vec<Disk>,
+    /// Metadata regions, refcount blocks and L2 tables aside.
+    pub regions: Vec<Region>,
+    /// The bitmaps' tables.
+    pub bitmaps: Vec<bitmaps::BitmapRoot>,
+    /// The refcount table's entries; empty where it cannot be found.
+    pub refcount_table: Vec<u64>,
+    /// The active disk's L1 table was found.
+    pub is_active_found: bool,
+}
+
+/// Reads and decodes the header and its extensions. Faults that leave the image readable go to the report.
+///
+/// # Errors
+/// The fault that keeps the image from being looked at.
+pub fn open<H: Host>(host: &mut H, reader: &mut Reader, report: &mut Report) -> Result<Image, Fault> {
+    let file_len = host.file_len(FILE_IMAGE).unwrap_or(0);
+    let (header, faults) = match reader.one(host, 0, FIXED_BYTES) {
+        Bytes::Read(bytes) => Header::decode(bytes)?,
+        Bytes::Failed(error) => return Err(read_error(Table::Header, 0, FIXED_BYTES as u64, error)),
+    };
+    for fault in &faults {
+        report.fault(fault);
+    }
+    let (extensions, faults) = match reader.one(host, 0, header.cluster.usize()) {
+        Bytes::Read(bytes) => Extensions::decode(bytes, &header),
+        Bytes::Failed(error) => {
+            let fault = read_error(Table::HeaderExtension, 0, header.cluster.bytes(), error);
+            (Extensions::default(), alloc::vec![fault])
+        }
+    };
+    for fault in &faults {
+        report.fault(fault);
+    }
+    let data_file_len = host.file_len(FILE_DATA);
+    if header.has_data_file() && data_file_len.is_none() {
+        report.fault(&Fault::header(Problem::DataFileMissing, 72, 8, header.incompatible, NONE));
+    }
+    let (bounds, format) = (header.bounds(file_len), L2Format::of(&header));
+    Ok(Image { header, extensions, bounds, format, data_file_len })
+}
+
+/// The fault of bytes that the storage does not give.
+#[must_use]
+pub fn read_error(table: Table, offset: u64, len: u64, errno: u32) -> Fault {
+    Fault {
+        problem: Problem::ReadError,
+        table,
+        host_offset: offset,
+        host_len: len,
+        index: NONE,
+        stored: u64::from(errno),
+        expected: len,
+    }
+}
+
+impl Roots {
+    /// Finds everything that the header leads to.
+    #[must_use]
+    pub fn find<H: Host>(host: &mut H, reader: &mut Reader, report: &mut Report, image: &Image) -> Self {
+        let mut roots = Self::default();
+        let header_len = image.header.cluster.bytes().min(image.bounds.len);
+        roots.region(Table::Header, ACTIVE, 0, header_len, NONE);
+        roots.find_active(report, image);
+        roots.find_refcount_table(host, reader, report, image);
+        snapshots::find(host, reader, report, image, &mut roots);
+        roots.find_crypto(host, reader, report, image);
+        bitmaps::find(host, reader, report, image, &mut roots);
+        roots
+    }
+
+    /// Notes a region that is aligned and starts within the file.
+    pub fn region(&mut self, table: Table, snapshot: u32, offset: u64, len: u64, pointer: u64) {
+        if len > 0 {
+            self.regions.push(Region { table, snapshot, offset, len, pointer });
+        }
+    }
+
+    fn find_active(&mut self, report: &mut Report, image: &Image) {
+        match image.header.l1_table(&image.bounds) {
+            Err(fault) => report.fault(&fault),
+            Ok(range) => {
+                self.is_active_found = true;
+                self.region(Table::L1, ACTIVE, range.offset, range.len, 40);
+                let l1_entries = l1_entries_present(report, image, ACTIVE, range);
+                let disk_bytes = image.header.virtual_size;
+                self.disks.push(Disk { snapshot: ACTIVE, l1_offset: range.offset, l1_entries, disk_bytes });
+            }
+        }
+    }
+
+    fn find_refcount_table<H: Host>(
+        &mut self,
+        host: &mut H,
+        reader: &mut Reader,
+        report: &mut Report,
+        image: &Image,
+    ) {
+        let range = match image.header.refcount_table(&image.bounds) {
+            Err(fault) => return report.fault(&fault),
+            Ok(range) => range,
+        };
+        self.region(Table::RefcountTable, ACTIVE, range.offset, range.len, 48);
+        let cluster = image.header.cluster.usize();
+        let mut at = 0;
+        while at < range.len {
+            let offset = range.offset + at;
+            match reader.one(host, offset, cluster) {
+                Bytes::Read(bytes) => {
+                    self.refcount_table.extend(words(bytes));
+                }
+                Bytes::Failed(error) => {
+                    report.fault(&read_error(Table::RefcountTable, offset, cluster as u64, error));
+                }
+            }
+            at += cluster as u64;
+            // Entries that cannot be read, or are past the end of the file, name no block.
+            self.refcount_table.resize(instar_abi::to_usize(at / 8), 0);
+        }
+    }
+
+    fn find_crypto<H: Host>(
+        &mut self,
+        host: &mut H,
+        reader: &mut Reader,
+        report: &mut Report,
+        image: &Image,
+    ) {
+        let Some(crypto) = image.extensions.crypto else { return };
+        let fault = |problem, at: u64, stored, expected, index| Fault {
+            problem,
+            table: Table::HeaderExtension,
+            host_offset: at,
+            host_len: 8,
+            index,
+            stored,
+            expected,
+        };
+        if image.header.crypt != Crypt::Luks {
+            report.fault(&fault(Problem::ExtensionCrypto, crypto.at, crypto.offset, 0, 0));
+            return;
+        }
+        if crypto.offset == 0 || image.bounds.position(crypto.offset) != Position::Inside {
+            report.fault(&fault(Problem::ExtensionCrypto, crypto.at, crypto.offset, image.bounds.len, 0));
+            return;
+        }
+        let present = image.bounds.present(crypto.offset, crypto.len);
+        let whole = image.bounds.clusters().saturating_mul(image.header.cluster.bytes());
+        if crypto.len == 0 || crypto.len > whole.saturating_sub(crypto.offset) {
+            let mut found =
+                fault(Problem::CryptoHeaderRange, crypto.offset, crypto.len, image.bounds.len, NONE);
+            (found.table, found.host_len) = (Table::CryptoHeader, present);
+            report.fault(&found);
+        } else {
+            self.region(Table::CryptoHeader, ACTIVE, crypto.offset, crypto.len, crypto.at);
+        }
+        match reader.one(host, crypto.offset, 8) {
+            Bytes::Failed(error) => report.fault(&read_error(Table::CryptoHeader, crypto.offset, 8, error)),
+            Bytes::Read(bytes) => {
+                let magic = words(bytes).next().unwrap_or(0) >> 16;
+                if magic != LUKS_MAGIC {
+                    let mut found = fault(Problem::CryptoHeaderMagic, crypto.offset, magic, LUKS_MAGIC, NONE);
+                    (found.table, found.host_len) = (Table::CryptoHeader, 6);
+                    report.fault(&found);
+                }
+            }
+        }
+    }
+}
+
+/// The big-endian words of a table.
+pub fn words(bytes: &[u8]) -> impl Iterator<Item = u64> + '_ {
+    bytes.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word))
+}
+
+/// How many entries of an L1 table are in the file; says so where it is cut.
+pub fn l1_entries_present(report: &mut Report, image: &Image, snapshot: u32, range: TableRange) -> u64 {
+    let present = image.bounds.present(range.offset, range.len);
+    if present < range.len {
+        let finding = Finding {
+            snapshot,
+            ..Fault {
+                problem: Problem::L1TableTruncated,
+                table: Table::L1,
+                host_offset: range.offset,
+                host_len: range.len,
+                index: NONE,
+                stored: present,
+                expected: range.len,
+            }
+            .finding()
+        };
+        report.put(Problem::L1TableTruncated, finding);
+    }
+    present / 8
+}

@@ -1,0 +1,206 @@
+//! The snapshot table and where it says that the snapshots' L1 tables are.
+
+use alloc::collections::BTreeMap;
+
+use instar_abi::finding::{ACTIVE, NONE, Table};
+use instar_abi::problem::Problem;
+
+use super::reader::{Bytes, Reader};
+use super::report::Report;
+use super::roots::{Disk, Image, Roots, l1_entries_present, read_error};
+use crate::host::Host;
+use crate::ondisk::Fault;
+use crate::ondisk::header::{SNAPSHOTS_MAX, TableRange};
+use crate::ondisk::l1::L1_TABLE_BYTES_MAX;
+use crate::ondisk::snapshots::{
+    ENTRY_BYTES_MAX, EXTRA_BYTES_MAX, EXTRA_BYTES_V3, SnapshotEntry, TABLE_BYTES_MAX,
+};
+use crate::ondisk::units::Position;
+
+/// Bytes of the table that are read at once.
+const PIECE_BYTES: usize = 256 << 10;
+const _: () = assert!(PIECE_BYTES > ENTRY_BYTES_MAX);
+
+/// A fault of a snapshot table entry's field.
+fn fault(problem: Problem, index: u32, at: u64, len: u64, stored: u64, expected: u64) -> Fault {
+    Fault {
+        problem,
+        table: Table::SnapshotTable,
+        host_offset: at,
+        host_len: len,
+        index: u64::from(index),
+        stored,
+        expected,
+    }
+}
+
+/// Reads the snapshot table: adds its region, and each snapshot's disk and L1 region, to the roots.
+pub fn find<H: Host>(
+    host: &mut H,
+    reader: &mut Reader,
+    report: &mut Report,
+    image: &Image,
+    roots: &mut Roots,
+) {
+    let header = &image.header;
+    if header.snapshots > SNAPSHOTS_MAX {
+        let (stored, most) = (u64::from(header.snapshots), u64::from(SNAPSHOTS_MAX));
+        report.fault(&Fault::header(Problem::HeaderSnapshotsCount, 60, 4, stored, most));
+    }
+    if header.has_data_file() && header.snapshots > 0 {
+        let stored = u64::from(header.snapshots);
+        report.fault(&Fault::header(Problem::DataFileSnapshots, 60, 4, stored, 0));
+    }
+    let start = match header.snapshot_table_offset(&image.bounds) {
+        Err(fault) => return report.fault(&fault),
+        Ok(None) => return,
+        Ok(Some(start)) => start,
+    };
+    let mut walk = Walk { start, at: start, next: 0, ids: BTreeMap::new() };
+    let count = header.snapshots.min(SNAPSHOTS_MAX);
+    while walk.next < count {
+        let before = walk.next;
+        let is_readable = match reader.one(host, walk.at, PIECE_BYTES) {
+            Bytes::Failed(error) => {
+                report.fault(&read_error(Table::SnapshotTable, walk.at, PIECE_BYTES as u64, error));
+                false
+            }
+            Bytes::Read(bytes) => walk.piece(bytes, count, report, image, roots),
+        };
+        if !is_readable || walk.next == before {
+            break;
+        }
+    }
+    if walk.next < count {
+        let at = walk.at;
+        report.fault(&fault(Problem::SnapshotTableTruncated, walk.next, at, NONE, NONE, NONE));
+    }
+    roots.region(Table::SnapshotTable, ACTIVE, start, (walk.at - start).max(1), 64);
+}
+
+struct Walk {
+    start: u64,
+    /// Byte offset of the next entry.
+    at: u64,
+    /// Index of the next entry.
+    next: u32,
+    /// Hashes of the ids seen.
+    ids: BTreeMap<(u64, u64), u32>,
+}
+
+impl Walk {
+    /// Takes the entries that are whole in `bytes`, which begin at `self.at`. False where the table cannot be
+    /// followed further.
+    fn piece(
+        &mut self,
+        bytes: &[u8],
+        count: u32,
+        report: &mut Report,
+        image: &Image,
+        roots: &mut Roots,
+    ) -> bool {
+        let mut used = 0;
+        while self.next < count {
+            let rest = bytes.get(used..).unwrap_or(&[]);
+            let Some(entry) = SnapshotEntry::decode(rest) else {
+                // Not whole in this piece: perhaps in the next one, which begins here.
+                return SnapshotEntry::measure(rest).is_none_or(|len| len <= ENTRY_BYTES_MAX as u64)
+                    || self.too_long(rest, report);
+            };
+            if entry.extra_bytes > EXTRA_BYTES_MAX
+                || self.at - self.start + entry.len as u64 > TABLE_BYTES_MAX
+            {
+                return self.too_long(rest, report);
+            }
+            self.entry(&entry, rest, report, image, roots);
+            let len = entry.len.next_multiple_of(8);
+            used += len;
+            self.at += len as u64;
+            self.next += 1;
+        }
+        true
+    }
+
+    /// An entry whose lengths cannot be meant: what is behind it cannot be found.
+    fn too_long(&self, bytes: &[u8], report: &mut Report) -> bool {
+        let stored = crate::ondisk::bytes::be_u32(bytes, 36).map_or(NONE, u64::from);
+        let most = u64::from(EXTRA_BYTES_MAX);
+        report.fault(&fault(Problem::SnapshotExtraData, self.next, self.at + 36, 4, stored, most));
+        false
+    }
+
+    fn entry(
+        &mut self,
+        entry: &SnapshotEntry,
+        bytes: &[u8],
+        report: &mut Report,
+        image: &Image,
+        roots: &mut Roots,
+    ) {
+        let (index, at) = (self.next, self.at);
+        if image.header.version >= 3 && entry.extra_bytes < EXTRA_BYTES_V3 {
+            let (stored, least) = (u64::from(entry.extra_bytes), u64::from(EXTRA_BYTES_V3));
+            report.fault(&fault(Problem::SnapshotExtraData, index, at + 36, 4, stored, least));
+        }
+        let id = bytes.get(entry.id.clone()).unwrap_or(&[]);
+        if let Some(first) = self.ids.insert(hash(id), index) {
+            let id_at = at + entry.id.start as u64;
+            report.fault(&fault(
+                Problem::SnapshotDuplicateId,
+                index,
+                id_at,
+                id.len() as u64,
+                u64::from(index),
+                u64::from(first),
+            ));
+        }
+        let disk_bytes = entry.disk_bytes.unwrap_or(image.header.virtual_size);
+        check_sizes(entry, disk_bytes, index, at, report, image);
+        let len = (u64::from(entry.l1_entries) * 8).min(L1_TABLE_BYTES_MAX);
+        let is_usable = entry.l1_offset != 0 && image.bounds.position(entry.l1_offset) == Position::Inside;
+        if !is_usable {
+            if len > 0 || entry.l1_offset == 0 || !image.header.cluster.is_aligned(entry.l1_offset) {
+                let bound = image.bounds.len;
+                report.fault(&fault(Problem::SnapshotL1Offset, index, at, 8, entry.l1_offset, bound));
+            }
+            return;
+        }
+        let range = TableRange { offset: entry.l1_offset, len };
+        roots.region(Table::L1, index, range.offset, range.len, at);
+        let l1_entries = l1_entries_present(report, image, index, range);
+        roots.disks.push(Disk { snapshot: index, l1_offset: range.offset, l1_entries, disk_bytes });
+    }
+}
+
+/// The L1 table's size against the disk's size and against what programs open.
+fn check_sizes(
+    entry: &SnapshotEntry,
+    disk_bytes: u64,
+    index: u32,
+    at: u64,
+    report: &mut Report,
+    image: &Image,
+) {
+    let reach_bits = image.header.l1_entry_reach_bits();
+    let (stored, most) = (u64::from(entry.l1_entries), L1_TABLE_BYTES_MAX / 8);
+    let needed = disk_bytes.div_ceil(1 << reach_bits);
+    if stored > most {
+        report.fault(&fault(Problem::SnapshotL1Size, index, at + 8, 4, stored, most));
+    } else if needed > most {
+        let (place, reach) = (at + 48, stored << reach_bits);
+        report.fault(&fault(Problem::SnapshotDiskSize, index, place, 8, disk_bytes, reach));
+    } else if stored < needed {
+        report.fault(&fault(Problem::SnapshotL1Size, index, at + 8, 4, stored, needed));
+    }
+}
+
+/// Two independent FNV-1a style hashes of an id.
+fn hash(bytes: &[u8]) -> (u64, u64) {
+    bytes.iter().fold((0xcbf2_9ce4_8422_2325, 0x9e37_79b9_7f4a_7c15), |(a, b), byte| {
+        let byte = u64::from(*byte);
+        (
+            (a ^ byte).wrapping_mul(0x100_0000_01b3),
+            (b.rotate_left(9) ^ byte).wrapping_mul(0xff51_afd7_ed55_8ccd),
+        )
+    })
+}

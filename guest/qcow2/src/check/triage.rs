@@ -1,0 +1,381 @@
+//! Looks at leaked clusters before anybody frees them.
+//!
+//! An unreferenced cluster may be the only copy of a guest's data, because the pointer to it is what was lost.
+//! Freed is only what shows no sign of that; kept back are
+//!
+//! * clusters that read like a lost table, and the leaked clusters that such a table points at;
+//! * clusters that fit exactly into a gap of an L2 table: the entries round the gap map the host clusters round
+//!   them;
+//! * clusters that hold data while an L2 table of the active disk is zeros from end to end;
+//! * every cluster, where damage elsewhere may have hidden a user ([`Report::casts_doubt`]).
+
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use instar_abi::boot::FILE_IMAGE;
+use instar_abi::call::{DataRange, Phase};
+use instar_abi::finding::NONE;
+use instar_abi::problem::Problem;
+
+use super::compare::{Blocks, count_finding};
+use super::leaks::ClusterSet;
+use super::reader::{Bytes, Reader};
+use super::report::Report;
+use super::roots::{Disk, Image, Roots};
+use super::walk::{TableRef, Visitor, walk};
+use crate::host::Host;
+use crate::ondisk::bytes::is_zero;
+use crate::ondisk::l1::L1Entry;
+use crate::ondisk::l2::{L2Entry, L2Format, Mapping};
+use crate::ondisk::units::Position;
+
+/// Bytes of a cluster that are looked at first.
+const HEAD_BYTES: usize = 512;
+/// Clusters that are named to the reader at once.
+const PIECE_CLUSTERS: usize = 4096;
+
+/// What became of the leaks of a window.
+#[derive(Debug)]
+pub struct Triage {
+    /// Leaked clusters that are not to be freed.
+    held: ClusterSet,
+    /// Leaked clusters that read like a lost table, with the entries that lead to other leaked clusters.
+    tables: Vec<(u64, u64)>,
+    /// Everything is held.
+    holds_all: bool,
+}
+
+/// What the passes before have learned.
+#[derive(Debug, Clone, Copy)]
+pub struct Evidence {
+    /// L2 tables of the active disk that are zeros from end to end.
+    pub has_empty_tables: bool,
+    /// Clusters outside of this range have not been compared in this pass.
+    pub is_partial: bool,
+    /// Number of the pass.
+    pub pass: u32,
+    /// Memory that may be used.
+    pub cap_bytes: usize,
+}
+
+impl Triage {
+    /// Looks at all leaks.
+    pub fn run<H: Host>(
+        host: &mut H,
+        reader: &mut Reader,
+        report: &mut Report,
+        image: &Image,
+        roots: &Roots,
+        leaks: &ClusterSet,
+        evidence: Evidence,
+    ) -> Self {
+        let mut triage = Self {
+            held: ClusterSet::new(evidence.cap_bytes),
+            tables: Vec::new(),
+            holds_all: report.casts_doubt(),
+        };
+        let candidates = triage.look_at_heads(host, reader, image, leaks, evidence);
+        triage.look_at_tables(host, reader, image, leaks, &candidates, evidence);
+        if !triage.holds_all && !leaks.is_empty() && !image.format.data_file {
+            let mut gaps = Gaps { image, leaks, held: &mut triage.held, is_full: false };
+            // Faults of the entries have been told by the first look.
+            report.set_muted(true);
+            walk(host, reader, report, image, roots, &mut gaps, (Phase::Triage, evidence.pass));
+            report.set_muted(false);
+            triage.holds_all |= gaps.is_full;
+        }
+        triage
+    }
+
+    fn hold(&mut self, cluster: u64) {
+        self.holds_all |= !self.held.insert(cluster);
+    }
+
+    /// Reads the first sector of every leaked cluster that is not a hole; returns those that may be tables.
+    fn look_at_heads<H: Host>(
+        &mut self,
+        host: &mut H,
+        reader: &mut Reader,
+        image: &Image,
+        leaks: &ClusterSet,
+        evidence: Evidence,
+    ) -> Vec<u64> {
+        let mut candidates = Vec::new();
+        let most = (evidence.cap_bytes / 16).max(1024);
+        let mut holes = DataClusters::new(image, leaks);
+        loop {
+            let piece = holes.next_piece(host);
+            let mut rest = piece.as_slice();
+            if rest.is_empty() {
+                return candidates;
+            }
+            while let Some(first) = rest.first() {
+                host.progress(Phase::Triage, evidence.pass, *first, image.bounds.clusters());
+                let cluster = image.header.cluster;
+                let places = rest.iter().map(|index| (cluster.offset(*index), HEAD_BYTES));
+                let taken = reader.batch(host, places, |position, bytes| {
+                    let (Some(index), Bytes::Read(bytes)) = (rest.get(position), bytes) else { return };
+                    if evidence.has_empty_tables && !is_zero(bytes) {
+                        self.holds_all |= !self.held.insert(*index);
+                    }
+                    if is_plausible(image, bytes) {
+                        if candidates.len() < most {
+                            candidates.push(*index);
+                        } else {
+                            self.holds_all = true;
+                        }
+                    }
+                });
+                rest = rest.get(taken.max(1)..).unwrap_or(&[]);
+            }
+        }
+    }
+
+    fn look_at_tables<H: Host>(
+        &mut self,
+        host: &mut H,
+        reader: &mut Reader,
+        image: &Image,
+        leaks: &ClusterSet,
+        candidates: &[u64],
+        evidence: Evidence,
+    ) {
+        let cluster = image.header.cluster;
+        let mut rest = candidates;
+        while let Some(first) = rest.first() {
+            host.progress(Phase::Triage, evidence.pass, *first, image.bounds.clusters());
+            let places = rest.iter().map(|index| (cluster.offset(*index), cluster.usize()));
+            let taken = reader.batch(host, places, |position, bytes| {
+                let (Some(index), Bytes::Read(bytes)) = (rest.get(position), bytes) else { return };
+                if is_plausible(image, bytes) {
+                    self.table(image, leaks, *index, bytes, evidence.is_partial);
+                }
+            });
+            rest = rest.get(taken.max(1)..).unwrap_or(&[]);
+        }
+    }
+
+    /// Counts the leaked clusters that a candidate points at, and holds them with it.
+    fn table(&mut self, image: &Image, leaks: &ClusterSet, index: u64, bytes: &[u8], is_partial: bool) {
+        let mut found = 0;
+        for_each_target(image, bytes, |target| {
+            if target == index {
+                return;
+            }
+            if leaks.contains(target) {
+                found += 1;
+                self.hold(target);
+            } else if is_partial {
+                // Whether that one is leaked is for another pass to find: nothing is proven in this one.
+                self.holds_all = true;
+            }
+        });
+        if found > 0 {
+            self.hold(index);
+            self.tables.push((index, found));
+        }
+    }
+
+    /// Tells of every leak by what triage made of it; runs that may be freed go to `free` too.
+    #[expect(clippy::too_many_arguments, reason = "the state of one pass, borrowed apart")]
+    pub fn tell<H: Host>(
+        &self,
+        host: &mut H,
+        reader: &mut Reader,
+        report: &mut Report,
+        image: &Image,
+        roots: &Roots,
+        leaks: &ClusterSet,
+        pass: u32,
+        mut free: impl FnMut(u64),
+    ) {
+        let end = leaks.last().map_or(0, |last| last + 1);
+        let per_block = image.header.refcount_width.per_block(image.header.cluster);
+        let mut tables = self.tables.clone();
+        tables.sort_unstable();
+        let want = |range: Range<u64>| leaks.first_in(range).is_some();
+        let blocks = Blocks { image, roots, clusters: 0..end, phase: (Phase::Triage, pass) };
+        blocks.for_each(host, reader, report, want, |report, base, bytes| {
+            let mut at = base;
+            while let Some(run) = leaks.run_from(at).filter(|run| run.start < base + per_block) {
+                for cluster in run.start..run.end.min(base + per_block) {
+                    let slot = instar_abi::to_usize(cluster - base);
+                    let stored = image.header.refcount_width.get(bytes, slot).unwrap_or(0);
+                    let (problem, expected) = self.verdict(&tables, cluster);
+                    if problem == Problem::RefcountLeak {
+                        free(cluster);
+                    }
+                    let finding = count_finding(image, problem, cluster, stored, expected);
+                    report.put(problem, finding);
+                }
+                at = run.end;
+            }
+        });
+    }
+
+    /// Problem and expected value for one leaked cluster.
+    fn verdict(&self, tables: &[(u64, u64)], cluster: u64) -> (Problem, u64) {
+        if let Ok(found) = tables.binary_search_by_key(&cluster, |(index, _)| *index) {
+            return (Problem::OrphanTable, tables.get(found).map_or(NONE, |(_, targets)| *targets));
+        }
+        if self.holds_all || self.held.contains(cluster) {
+            (Problem::OrphanData, 0)
+        } else {
+            (Problem::RefcountLeak, 0)
+        }
+    }
+}
+
+/// Hands out the leaked clusters that are not holes of the file.
+struct DataClusters<'a> {
+    image: &'a Image,
+    leaks: &'a ClusterSet,
+    from: u64,
+    run: Range<u64>,
+    data: Vec<DataRange>,
+}
+
+impl<'a> DataClusters<'a> {
+    fn new(image: &'a Image, leaks: &'a ClusterSet) -> Self {
+        Self { image, leaks, from: 0, run: 0..0, data: Vec::new() }
+    }
+
+    fn next_piece<H: Host>(&mut self, host: &mut H) -> Vec<u64> {
+        let cluster = self.image.header.cluster;
+        let mut piece = Vec::new();
+        while piece.len() < PIECE_CLUSTERS {
+            if self.run.is_empty() {
+                let Some(run) = self.leaks.run_from(self.from) else { break };
+                self.from = run.end;
+                let offset = cluster.offset(run.start);
+                let len = self.image.bounds.present(offset, cluster.offset(run.end - run.start));
+                self.data.clear();
+                if len > 0 {
+                    host.data_ranges(FILE_IMAGE, offset, len, &mut self.data);
+                }
+                self.data.reverse();
+                self.run = run;
+                continue;
+            }
+            // The next range of data decides where to go on; without one, the rest of the run is a hole.
+            let Some(range) = self.data.last().copied() else {
+                self.run = 0..0;
+                continue;
+            };
+            let first = cluster.index(range.offset).max(self.run.start);
+            let end = cluster.count(range.offset.saturating_add(range.len)).min(self.run.end);
+            if first >= end {
+                self.data.pop();
+                continue;
+            }
+            piece.push(first);
+            self.run.start = first + 1;
+        }
+        piece
+    }
+}
+
+/// Whether bytes may be the start of a table of cluster pointers: each entry is empty or points to a cluster
+/// of the file.
+fn is_plausible(image: &Image, bytes: &[u8]) -> bool {
+    let mut is_good = true;
+    let len = bytes.len() / image.format.entry_bytes();
+    let mut index = 0;
+    while is_good && index < len {
+        is_good = target(image, &image.format, bytes, index).is_ok();
+        index += 1;
+    }
+    // The lost table may have been an L1 table, whose entries are never extended.
+    is_good
+        || image.format.extended && {
+            let plain = L2Format { extended: false, ..image.format };
+            (0..bytes.len() / 8).all(|index| target(image, &plain, bytes, index).is_ok())
+        }
+}
+
+/// Calls `each` with every cluster that a table's entries point at.
+fn for_each_target(image: &Image, bytes: &[u8], mut each: impl FnMut(u64)) {
+    for index in 0..bytes.len() / image.format.entry_bytes() {
+        if let Ok(Some(cluster)) = target(image, &image.format, bytes, index) {
+            each(cluster);
+        }
+    }
+}
+
+/// The cluster that an entry points at, if any; an error if this is no entry.
+fn target(image: &Image, format: &L2Format, bytes: &[u8], index: usize) -> Result<Option<u64>, ()> {
+    let entry = format.entry(bytes, index);
+    let (mapping, faults) = entry.decode(format);
+    if !faults.is_empty() {
+        return Err(());
+    }
+    let offset = match mapping {
+        Mapping::Hole | Mapping::Zero { host: None } | Mapping::Subclusters { host: None, .. } => {
+            return Ok(None);
+        }
+        Mapping::Data { host }
+        | Mapping::Zero { host: Some(host) }
+        | Mapping::Subclusters { host: Some(host), .. }
+        | Mapping::Compressed { host, .. } => host,
+        Mapping::Damaged(_) => return Err(()),
+    };
+    if offset < image.bounds.len { Ok(Some(image.header.cluster.index(offset))) } else { Err(()) }
+}
+
+/// Finds leaked clusters that fit into the gaps of L2 tables.
+struct Gaps<'a> {
+    image: &'a Image,
+    leaks: &'a ClusterSet,
+    held: &'a mut ClusterSet,
+    is_full: bool,
+}
+
+impl Gaps<'_> {
+    /// Holds the leaked clusters of a range.
+    fn hold(&mut self, clusters: Range<u64>) {
+        let mut at = clusters.start;
+        while let Some(leaked) = self.leaks.first_in(at..clusters.end) {
+            self.is_full |= !self.held.insert(leaked);
+            at = leaked + 1;
+        }
+    }
+
+    /// The host cluster of a plain entry that may stand beside a gap.
+    fn neighbour(&self, entry: L2Entry) -> Option<u64> {
+        let host = entry.host_field();
+        let is_good =
+            !entry.is_compressed() && host != 0 && self.image.bounds.position(host) == Position::Inside;
+        is_good.then(|| self.image.header.cluster.index(host))
+    }
+}
+
+impl Visitor for Gaps<'_> {
+    fn l1_entry(&mut self, _: &mut Report, _: &Disk, _: u64, _: u64, _: L1Entry, _: u32) {}
+
+    fn l1_unreadable(&mut self, _: &mut Report, _: &Disk, _: u64, _: u64, _: u32) {}
+
+    /// A gap is a run of unallocated entries. It fits `n` clusters where both of its neighbours are known and
+    /// lie `n + 1` clusters apart; at the start of a table, whose first sector is the one that a torn write
+    /// loses, the neighbour behind the gap is enough.
+    fn table(&mut self, _: &mut Report, _: &TableRef, bytes: Bytes<'_>) {
+        let Bytes::Read(bytes) = bytes else { return };
+        let format = self.image.format;
+        let (mut before, mut gap) = (None, 0_u64);
+        for index in 0..bytes.len() / format.entry_bytes() {
+            let entry = format.entry(bytes, index);
+            if entry.raw == 0 {
+                gap += 1;
+                continue;
+            }
+            let behind = self.neighbour(entry);
+            if let (true, Some(behind)) = (gap > 0, behind) {
+                let first = behind.saturating_sub(gap);
+                let is_start = index as u64 == gap;
+                if is_start || before.is_some_and(|before: u64| before + 1 == first) {
+                    self.hold(first..behind);
+                }
+            }
+            (before, gap) = (behind, 0);
+        }
+    }
+}
