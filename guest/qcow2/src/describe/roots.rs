@@ -11,8 +11,9 @@ use instar_abi::to_usize;
 
 use super::read;
 use crate::host::Host;
+use crate::inflate::Compression;
 use crate::ondisk::extensions::Extensions;
-use crate::ondisk::header::{Compression, Crypt, FIXED_BYTES, compatible};
+use crate::ondisk::header::{Crypt, FIXED_BYTES, compatible};
 use crate::ondisk::{Fault, Header};
 
 /// Header and extensions of an image, with the bytes that their names are in.
