@@ -12,6 +12,7 @@
 //! 0x4017_0000  guard
 //! 0x4018_0000  call area RW (256 KiB)
 //! 0x401c_0000  guard
+//! 0x401f_f000  task state (KVM only; a supervisor page: the processor looks up there that CPL 3 has one port)
 //! 0x8000_0000  arena RW: heap and read buffers, `BootPage::arena_bytes` long
 //! ```
 //!
@@ -43,6 +44,9 @@ pub const CALL: u64 = SMALL_BASE + 0x18_0000;
 /// Bytes in the call area.
 pub const CALL_BYTES: u64 = 0x4_0000;
 
+/// The task state segment (KVM cage only), in a supervisor page.
+pub const TASK_STATE: u64 = SMALL_END - PAGE;
+
 /// First byte of the arena.
 pub const ARENA_BASE: u64 = 0x8000_0000;
 /// Upper bound of `BootPage::arena_bytes`.
@@ -55,4 +59,14 @@ pub const DOORBELL_FD: i32 = 1;
 /// ...and reads one byte from here to wait for the answer.
 pub const ANSWER_FD: i32 = 0;
 
-const _: () = assert!(CALL + CALL_BYTES <= SMALL_END && ARENA_BASE.is_multiple_of(LARGE_PAGE));
+/// Process cage: the descriptor of the memory that host and inmate share, while the inmate sets itself up.
+pub const SHARED_FD: i32 = 2;
+/// Where the boot page lies in the shared memory...
+pub const SHARED_BOOT: u64 = 0;
+/// ...the call area...
+pub const SHARED_CALL: u64 = 0x1_0000;
+/// ...and the arena.
+pub const SHARED_ARENA: u64 = LARGE_PAGE;
+
+const _: () = assert!(SHARED_CALL + CALL_BYTES <= SHARED_ARENA);
+const _: () = assert!(CALL + CALL_BYTES < TASK_STATE && ARENA_BASE.is_multiple_of(LARGE_PAGE));
