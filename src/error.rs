@@ -131,6 +131,7 @@ fn sandbox_hint(error: &SandboxError) -> Option<&'static str> {
         SandboxError::Timeout { .. } | SandboxError::Limit { .. } | SandboxError::Fault { .. } => {
             Some("the image may be made to do this; nothing was written, and nothing of it is to be trusted")
         }
+        SandboxError::NotMappable { .. } => Some("instar check says more about the image"),
         SandboxError::Failed { .. } | SandboxError::Host { .. } => None,
     }
 }

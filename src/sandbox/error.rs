@@ -47,6 +47,12 @@ pub enum SandboxError {
         /// It ran out of arena: a larger `--memory` may help.
         out_of_memory: bool,
     },
+    /// A resident job has nothing to serve: the image's header or active L1 table cannot be used.
+    #[error("the image cannot be mapped: {reason}")]
+    NotMappable {
+        /// The problems that the inmate reported, by their ids.
+        reason: String,
+    },
     /// The host itself failed while serving (not an I/O error of the image: those are answers).
     #[error("cannot {action}")]
     Host {

@@ -17,6 +17,10 @@ pub struct Limits {
     pub findings_kept: u64,
     /// Findings, kept or not.
     pub findings: u64,
+    /// Owners of findings.
+    pub owners: u64,
+    /// Bytes of names and other texts.
+    pub text_bytes: u64,
     /// Wall time between two calls.
     pub silence: Duration,
     /// Wall time of the whole job, or of one request of a resident job.
@@ -32,6 +36,8 @@ impl Default for Limits {
             bytes_staged: 16 << 30,
             findings_kept: 10_000,
             findings: 1 << 32,
+            owners: 1 << 20,
+            text_bytes: 64 << 20,
             silence: Duration::from_secs(30),
             total: Duration::from_secs(24 * 3600),
         }

@@ -1,9 +1,24 @@
 //! The cage: runs the payload, serves its calls, kills it. Interprets no image byte.
 //!
 //! What the rest of the program needs of it stands in [`job`] (what is asked), [`observer`] (what is told) and
-//! [`error`] (how it can end badly).
+//! [`error`] (how it can end badly); [`run`] does a job, [`Resident`] keeps one waiting for requests.
+//!
+//! Inside: `payload` checks the ELF file, `memory` is the inmate's memory, `kvm` and `process` are the two kinds
+//! of `cage`, `calls` is the host's side of every call, the same for both.
 
+mod cage;
+mod calls;
 pub mod error;
 pub mod job;
+mod kvm;
 pub mod limits;
+mod memory;
 pub mod observer;
+mod payload;
+mod process;
+mod resident;
+mod run;
+
+pub use cage::CageKind;
+pub use resident::Resident;
+pub use run::{JobResult, SandboxChoice, run, run_elf};

@@ -1,0 +1,96 @@
+//! Steps of a plan: what a step may write is said before its first write, and held against every one.
+
+use instar_abi::call::{ScopeRange, StageRange};
+use instar_abi::problem::Cure;
+use vm_memory::VolatileSlice;
+
+use super::super::error::SandboxError;
+use super::super::limits::Limits;
+use super::super::observer::Observer;
+use super::{charge, violation};
+
+/// Most ranges in the scope of one step.
+const SCOPE_RANGES_MAX: u64 = 1 << 20;
+/// Bytes of one staged write as handed to the observer; longer ones come in pieces.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// The open step and what was staged so far.
+///
+/// Scope calls with the same cure and no write between them describe one step: a scope can be longer than a call.
+#[derive(Debug, Default)]
+pub(super) struct Steps {
+    cure: Option<Cure>,
+    announced: bool,
+    ranges: Vec<(u64, u64)>,
+    /// The same, sorted and without overlap, as (start, end).
+    merged: Vec<(u64, u64)>,
+    bytes_staged: u64,
+}
+
+impl Steps {
+    /// Opens a step, or adds to the scope of one that has not written yet.
+    pub(super) fn open(&mut self, scope: &[ScopeRange]) -> Result<(), SandboxError> {
+        for range in scope {
+            let ScopeRange { offset, len, cure, reserved } = *range;
+            let known = Cure::from_u32(cure).filter(|_| reserved == 0 && cure == scope[0].cure);
+            let known = known.ok_or_else(|| {
+                violation(format!("scope: cure {cure}, reserved word {reserved:#x}, must be one known cure"))
+            })?;
+            let end = offset.checked_add(len).filter(|&end| len > 0 && i64::try_from(end).is_ok());
+            if end.is_none() {
+                return Err(violation(format!("scope: range {offset:#x} + {len:#x} is empty or overflows")));
+            }
+            if self.announced || self.cure != Some(known) {
+                *self = Self { cure: Some(known), bytes_staged: self.bytes_staged, ..Self::default() };
+            }
+            let mut ranges = self.ranges.len() as u64;
+            charge(&mut ranges, 1, SCOPE_RANGES_MAX, "ranges in a step's scope")?;
+            self.ranges.push((offset, len));
+        }
+        Ok(())
+    }
+
+    /// Tells the observer about a step, once, before its first write.
+    pub(super) fn announce(&mut self, observer: &mut dyn Observer) {
+        let Some(cure) = self.cure.filter(|_| !self.announced) else {
+            return;
+        };
+        observer.scope(cure, &self.ranges);
+        self.announced = true;
+        let mut sorted: Vec<_> = self.ranges.iter().map(|&(offset, len)| (offset, offset + len)).collect();
+        sorted.sort_unstable();
+        for (start, end) in sorted {
+            match self.merged.last_mut() {
+                Some(last) if start <= last.1 => last.1 = last.1.max(end),
+                _ => self.merged.push((start, end)),
+            }
+        }
+    }
+
+    /// Refuses a write outside of the open step's scope, and one too many.
+    pub(super) fn charge(&mut self, write: &StageRange, limits: &Limits) -> Result<(), SandboxError> {
+        let StageRange { offset, len, .. } = *write;
+        let after = self.merged.partition_point(|&(start, _)| start <= offset);
+        let within = after
+            .checked_sub(1)
+            .is_some_and(|at| offset.checked_add(len).is_some_and(|end| len > 0 && end <= self.merged[at].1));
+        if !within {
+            return Err(violation(format!(
+                "stage: range {offset:#x} + {len:#x} is empty or not in the step's scope"
+            )));
+        }
+        charge(&mut self.bytes_staged, len, limits.bytes_staged, "bytes staged")
+    }
+}
+
+/// Copies staged bytes out of the inmate's memory, piece by piece.
+pub(super) fn hand_over(offset: u64, bytes: &VolatileSlice<'_>, observer: &mut dyn Observer) {
+    for at in (0..bytes.len()).step_by(PIECE_BYTES) {
+        let len = (bytes.len() - at).min(PIECE_BYTES);
+        let mut piece = vec![0; len];
+        if let Ok(part) = bytes.subslice(at, len) {
+            part.copy_to(&mut piece);
+            observer.stage(offset + at as u64, piece);
+        }
+    }
+}

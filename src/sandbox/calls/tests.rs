@@ -1,0 +1,1 @@
+//! The call server against a cage that says anything.

@@ -1,0 +1,103 @@
+//! The product's own payload in both cages, on images made by qemu-img.
+#![allow(
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "a failing helper fails its test; skips are printed"
+)]
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Instant;
+
+use instar_abi::boot::JobKind;
+use instar_abi::extent::ExtentKind;
+use instar_abi::finding::ACTIVE;
+use instar_mount::image::ImageFile;
+use instar_mount::sandbox::error::SandboxError;
+use instar_mount::sandbox::job::Job;
+use instar_mount::sandbox::observer::Ignore;
+use instar_mount::sandbox::{self, Resident, SandboxChoice};
+
+/// The cages that this machine can build; says which one it skips.
+fn cages() -> Vec<SandboxChoice> {
+    let mut cages = vec![SandboxChoice::Process];
+    match std::fs::File::open("/dev/kvm") {
+        Ok(_) => cages.push(SandboxChoice::Kvm),
+        Err(error) => eprintln!("skipped: the KVM cage, /dev/kvm: {error}"),
+    }
+    cages
+}
+
+fn qemu(program: &str, args: &[&str], image: &Path) {
+    let output = Command::new(program).args(args).arg(image).output().unwrap();
+    assert!(output.status.success(), "{program} {args:?}: {output:?}");
+}
+
+/// A 64 MiB image with 64 KiB of data at 1 MiB.
+fn image(dir: &Path) -> Arc<ImageFile> {
+    let path = dir.join("disk.qcow2");
+    let made = Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&path).arg("64M").output();
+    assert!(made.unwrap().status.success());
+    qemu("qemu-io", &["-f", "qcow2", "-c", "write -P 7 1M 64k"], &path);
+    Arc::new(ImageFile::open_read_only(&path).unwrap())
+}
+
+fn qemu_is_here() -> bool {
+    let here = Command::new("qemu-img").arg("--version").output().is_ok();
+    if !here {
+        eprintln!("skipped: qemu-img is not installed");
+    }
+    here
+}
+
+#[test]
+fn describe_of_a_healthy_image_tells_its_size_in_both_cages() {
+    if !qemu_is_here() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let job = Job::new(JobKind::Describe, image(dir.path()));
+    for choice in cages() {
+        let started = Instant::now();
+        let result = sandbox::run(&job, choice, &mut Ignore).unwrap();
+        assert_eq!(result.summary.virtual_size, 64 << 20);
+        assert_eq!(result.summary.cluster_bits, 16);
+        assert!(result.summary.arena_bytes_peak > 0);
+        eprintln!("{choice:?}: {:?}, {:?}", started.elapsed(), result.stats);
+    }
+}
+
+#[test]
+fn resident_map_names_written_and_unwritten_ranges_in_both_cages() {
+    if !qemu_is_here() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let job = Job::new(JobKind::Map, image(dir.path()));
+    for choice in cages() {
+        let mut resident = Resident::start(&job, choice).unwrap();
+        let mut extents = Vec::new();
+        resident.map(ACTIVE, 0, 2 << 20, &mut extents).unwrap();
+        let kinds: Vec<_> =
+            extents.iter().map(|e| (ExtentKind::from_u32(e.kind).unwrap(), e.guest_len)).collect();
+        assert_eq!(kinds[..2], [(ExtentKind::Hole, 1 << 20), (ExtentKind::Data, 64 << 10)]);
+        extents.clear();
+        let started = Instant::now();
+        resident.map(ACTIVE, 1 << 20, 1, &mut extents).unwrap();
+        eprintln!("{choice:?}: a request takes {:?}", started.elapsed());
+        assert_eq!(extents[0].kind, ExtentKind::Data as u32);
+    }
+}
+
+#[test]
+fn resident_map_of_no_qcow2_says_which_problem_keeps_it_from_serving() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("raw");
+    std::fs::write(&path, [0x55; 65536]).unwrap();
+    let job = Job::new(JobKind::Map, Arc::new(ImageFile::open_read_only(&path).unwrap()));
+    for choice in cages() {
+        let error = Resident::start(&job, choice).unwrap_err();
+        assert!(matches!(&error, SandboxError::NotMappable { reason } if reason == "not-qcow2"), "{error}");
+    }
+}
