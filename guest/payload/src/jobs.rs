@@ -2,9 +2,9 @@
 
 use core::fmt::Arguments;
 
-use instar_abi::boot::{BootPage, JobKind};
+use instar_abi::boot::{BootPage, FLAG_DEEP, JobKind};
 use instar_abi::call::FailKind;
-use instar_qcow2::{describe, map};
+use instar_qcow2::{check, describe, map};
 
 use crate::gate::fail;
 use crate::host::GateHost;
@@ -15,12 +15,12 @@ pub fn dispatch(boot: BootPage) -> ! {
         refuse(format_args!("job {} is not known", boot.job));
     };
     let mut host = GateHost::new(boot);
+    let options = check::Options { deep: boot.flags & FLAG_DEEP != 0, ..check::Options::default() };
     let summary = match kind {
+        JobKind::Check => check::run(&mut host, &options),
         JobKind::Map => map::serve(&mut host),
         JobKind::Describe => describe::run(&mut host),
-        JobKind::Check | JobKind::Plan | JobKind::Evil => {
-            refuse(format_args!("job {kind:?} is not built into this payload"))
-        }
+        JobKind::Plan | JobKind::Evil => refuse(format_args!("job {kind:?} is not built into this payload")),
     };
     host.done(summary)
 }
