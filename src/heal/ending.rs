@@ -115,6 +115,8 @@ endings! {
     JournalFound "journal-found" Failed
         "an interrupted repair has left its journal, nothing was written";
         "run instar resume to finish it or instar undo to go back"
+    UndoInterrupted "undo-interrupted" Failed
+        "an undo was interrupted while it was putting old bytes back"; "run instar undo to finish it"
     JournalDamaged "journal-damaged" Failed
         "the journal is damaged or not to be trusted, nothing was written";
         "run instar undo to go back, or remove the journal and check again"

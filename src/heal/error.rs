@@ -110,6 +110,9 @@ pub enum HealError {
     /// There is a journal, and nobody has said what is to be done with it.
     #[error("{}: an interrupted repair has left its journal", .0.display())]
     JournalFound(PathBuf),
+    /// An undo was interrupted.
+    #[error("{}: an undo was interrupted", .0.display())]
+    UndoInterrupted(PathBuf),
     /// The journal cannot be used.
     #[error("{}", path.display())]
     JournalDamaged {
@@ -172,6 +175,7 @@ impl HealError {
             Self::Storage { .. } => Ending::StorageFailed,
             Self::Interrupted { .. } | Self::Unattested(_) => Ending::LandingInterrupted,
             Self::JournalFound(_) => Ending::JournalFound,
+            Self::UndoInterrupted(_) => Ending::UndoInterrupted,
             Self::JournalDamaged { .. } => Ending::JournalDamaged,
             Self::JournalForeign { .. } => Ending::JournalForeign,
             Self::NoJournal(_) => Ending::NoJournal,

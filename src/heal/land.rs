@@ -29,7 +29,7 @@ pub(super) fn land(staged: &Staged<'_>, proof: Proof) -> Result<(Latch, Undo), H
         refuse_full_storage(staged)?;
         write_records(staged)?;
     }
-    let undo = resume::undo_file(site)?;
+    let undo = resume::undo_file(site, SideFile::Undo)?;
     write_groups(staged, &live)?;
     Ok((live, undo))
 }
@@ -119,7 +119,7 @@ fn record_failed(site: &dyn Site, file: SideFile, source: io::Error) -> HealErro
     let path = site.folder().path_of(file);
     let action = match file {
         SideFile::Journal | SideFile::JournalPart => "write the journal",
-        SideFile::Undo | SideFile::UndoPart => "write the undo file",
+        SideFile::Undo | SideFile::Undoing | SideFile::UndoPart => "write the undo file",
     };
     match source.kind() {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {

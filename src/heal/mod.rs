@@ -37,6 +37,7 @@ pub use ending::{Ending, ExitRule, Route};
 pub use error::HealError;
 pub use inspector::{Inspection, Inspector, Ran, is_promised};
 pub use plan::{Plan, PlanError, Step};
+pub use resume::Pending;
 pub use side::RecordError;
 pub use site::{FileSite, Folder, SideFile, Site};
 pub use verify::{Attestation, Attested, Doubt, Proof};
@@ -122,7 +123,7 @@ impl RepairReport {
     }
 }
 
-/// Repairs an image, finishing an interrupted repair first. The exclusive lock is held from before the check
+/// Repairs an image, finishing an interrupted repair or undo first. The exclusive lock is held from before the check
 /// until the end, and the mode before it is taken up again then; a preview needs no more than the read lock.
 ///
 /// # Errors
@@ -165,16 +166,16 @@ pub fn undo(image: &ImageHandle, side_folder: Option<&Path>) -> Result<Ending, H
     exclusively(image, || undo_at(&site))
 }
 
-/// The journal that an interrupted repair has left, if any. Whoever is about to use an image asks this first.
+/// What an interrupted repair or undo has left, if anything. Whoever is about to use an image asks this first.
 ///
 /// # Errors
 /// `NoPlaceForRecords`, `Storage`.
-pub fn pending(image: &ImageHandle, side_folder: Option<&Path>) -> Result<Option<PathBuf>, HealError> {
+pub fn pending(image: &ImageHandle, side_folder: Option<&Path>) -> Result<Option<Pending>, HealError> {
     if image.file().is_block_device() && side_folder.is_none() {
         return Ok(None);
     }
     let site = FileSite::new(Arc::clone(image.file()), side_folder)?;
-    resume::journal_path(&site)
+    resume::pending(&site)
 }
 
 /// As [`repair`], without locks.
@@ -192,12 +193,17 @@ pub fn repair_at(
         return Err(HealError::TierNotBuilt(tier));
     }
     let mut resumed = false;
-    if let Some(journal) = resume::journal_path(site)? {
-        if preview {
-            return Err(HealError::JournalFound(journal));
+    match resume::pending(site)? {
+        None => {}
+        Some(Pending::Repair(path)) if preview => return Err(HealError::JournalFound(path)),
+        Some(Pending::Undo(path)) if preview => return Err(HealError::UndoInterrupted(path)),
+        Some(Pending::Repair(_)) => {
+            resume_at(site, inspector, observer)?;
+            resumed = true;
         }
-        resume_at(site, inspector, observer)?;
-        resumed = true;
+        Some(Pending::Undo(_)) => {
+            undo_at(site)?;
+        }
     }
     let mut report = state::walk(site, tier, preview, inspector, observer)?;
     report.resumed = resumed;

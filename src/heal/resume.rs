@@ -16,22 +16,40 @@ use super::state::{Context, Staged};
 use super::undo::{self, Trace, Undo};
 use super::{RepairObserver, Stage};
 
-/// The journal's path, if there is one.
-pub(super) fn journal_path(site: &dyn Site) -> Result<Option<PathBuf>, HealError> {
-    let path = site.folder().path_of(SideFile::Journal);
-    match site.folder().open(SideFile::Journal) {
-        Ok(None) => Ok(None),
-        // One that is not to be trusted is there all the same; reading it says why it is not used.
-        Ok(Some(_)) => Ok(Some(path)),
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Ok(Some(path)),
-        Err(source) => Err(HealError::Storage { path, action: "look for a journal", source }),
+/// What an interruption has left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pending {
+    /// A repair, with its journal.
+    Repair(PathBuf),
+    /// An undo, with the undo file that it was using.
+    Undo(PathBuf),
+}
+
+/// What an interruption has left, if anything. Going back takes precedence: it was asked for later.
+pub(super) fn pending(site: &dyn Site) -> Result<Option<Pending>, HealError> {
+    for (file, pending) in
+        [(SideFile::Undoing, Pending::Undo as fn(PathBuf) -> Pending), (SideFile::Journal, Pending::Repair)]
+    {
+        let path = site.folder().path_of(file);
+        match site.folder().open(file) {
+            Ok(None) => {}
+            // One that is not to be trusted is there all the same; reading it says why it is not used.
+            Ok(Some(_)) => return Ok(Some(pending(path))),
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                return Ok(Some(pending(path)));
+            }
+            Err(source) => {
+                return Err(HealError::Storage { path, action: "look for an interrupted repair", source });
+            }
+        }
     }
+    Ok(None)
 }
 
 /// The undo file that must be there.
-pub(super) fn undo_file(site: &dyn Site) -> Result<Undo, HealError> {
-    let path = site.folder().path_of(SideFile::Undo);
-    match undo::read_file(site.folder()) {
+pub(super) fn undo_file(site: &dyn Site, name: SideFile) -> Result<Undo, HealError> {
+    let path = site.folder().path_of(name);
+    match undo::read_file(site.folder(), name) {
         Ok(Some(undo)) => Ok(undo),
         Ok(None) => Err(HealError::NoUndo(path)),
         Err(source) => Err(HealError::UndoDamaged { path, source }),
@@ -44,13 +62,16 @@ pub(super) fn staged<'a>(
     inspector: &'a mut dyn Inspector,
     observer: &'a mut dyn RepairObserver,
 ) -> Result<Staged<'a>, HealError> {
+    if let Some(Pending::Undo(path)) = pending(site)? {
+        return Err(HealError::UndoInterrupted(path));
+    }
     let path = site.folder().path_of(SideFile::Journal);
     let journal = match journal::read(site.folder()) {
         Ok(Some(journal)) => journal,
         Ok(None) => return Err(HealError::NoJournal(path)),
         Err(source) => return Err(HealError::JournalDamaged { path, source }),
     };
-    let undo = undo_file(site)?;
+    let undo = undo_file(site, SideFile::Undo)?;
     let image = site.image();
     let mut context = Context { site, tier: journal.plan.tier(), inspector, observer };
     let since = context.state()?;

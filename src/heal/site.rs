@@ -28,6 +28,8 @@ pub enum SideFile {
     Journal,
     /// What was there before the last repair.
     Undo,
+    /// The undo file's name while it is being used: there is no way but back then.
+    Undoing,
     /// A journal that is not complete.
     JournalPart,
     /// An undo file that is not complete.
@@ -41,6 +43,7 @@ impl SideFile {
         match self {
             Self::Journal => ".instar-journal",
             Self::Undo => ".instar-undo",
+            Self::Undoing => ".instar-undoing",
             Self::JournalPart => ".instar-journal.part",
             Self::UndoPart => ".instar-undo.part",
         }
@@ -50,7 +53,7 @@ impl SideFile {
     pub(super) const fn part(self) -> Self {
         match self {
             Self::Journal | Self::JournalPart => Self::JournalPart,
-            Self::Undo | Self::UndoPart => Self::UndoPart,
+            Self::Undo | Self::Undoing | Self::UndoPart => Self::UndoPart,
         }
     }
 }

@@ -91,9 +91,9 @@ pub(super) fn write(
     writer.finish(head)
 }
 
-/// Reads the undo file, `None` if there is none.
-pub(super) fn read_file(folder: &dyn Folder) -> Result<Option<Undo>, RecordError> {
-    let Some((head, body)) = read_record(folder, SideFile::Undo, UNDO_MAGIC, WHAT)? else { return Ok(None) };
+/// Reads an undo file under one of its names, `None` if there is none.
+pub(super) fn read_file(folder: &dyn Folder, name: SideFile) -> Result<Option<Undo>, RecordError> {
+    let Some((head, body)) = read_record(folder, name, UNDO_MAGIC, WHAT)? else { return Ok(None) };
     let (len_before, len_after) = (head.len_before.get(), head.len_after.get());
     if len_after < len_before {
         let why = format!("the repair would have shrunk the image from {len_before} to {len_after} bytes");
@@ -216,7 +216,8 @@ fn read(image: &dyn Backend, offset: u64, len: u64) -> io::Result<Vec<u8>> {
 
 /// As [`read`]; what lies past the end of the image reads as zeros.
 fn read_padded(image: &dyn Backend, offset: u64, len: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = read(image, offset, image.len().saturating_sub(offset).min(len))?;
+    let present = image.len().saturating_sub(offset).min(len);
+    let mut bytes = if present > 0 { read(image, offset, present)? } else { Vec::new() };
     bytes.resize(to_usize(len), 0);
     Ok(bytes)
 }

@@ -1,0 +1,231 @@
+//! Power cuts and storage errors at every operation of a repair, of finishing one, and of undoing one.
+
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a failing helper fails its test")]
+
+mod simdisk;
+#[path = "simdisk/toy.rs"]
+mod toy;
+
+use std::io::ErrorKind;
+
+use instar_abi::problem::Tier;
+use instar_mount::heal::{Ending, HealError, SideFile, repair_at, resume_at, undo_at};
+use instar_mount::sandbox::observer::Ignore;
+use simdisk::{Machine, Survivors, Trouble};
+use toy::{Mischief, Toy, leaky};
+
+fn repair(machine: &Machine, mischief: Mischief) -> Result<Ending, HealError> {
+    let report = repair_at(machine, Tier::Leaks, false, &mut Toy::new(mischief), &mut Ignore)?;
+    Ok(report.ending)
+}
+
+fn resume(machine: &Machine) -> Result<Ending, HealError> {
+    Ok(resume_at(machine, &mut Toy::new(Mischief::None), &mut Ignore)?.ending)
+}
+
+/// The states that can be on disk after a power cut now.
+fn crash_states(machine: &Machine) -> Vec<Machine> {
+    let (sectors, names) = machine.pending();
+    let mut survivors = vec![Survivors::Nothing, Survivors::Everything];
+    if sectors <= 24 {
+        survivors.extend((0..sectors).map(Survivors::AllBut));
+        survivors.extend((0..sectors).map(Survivors::Only));
+    }
+    survivors.extend((0..6).map(|seed| Survivors::Some(simdisk::mix(seed + sectors as u64))));
+    let mut states = Vec::new();
+    for names in 0..=names {
+        states.extend(survivors.iter().map(|&survivors| machine.after_power_cut(survivors, names)));
+    }
+    states
+}
+
+/// Runs `work` with a power cut at each of its operations in turn, and hands over every state that can be left.
+fn sweep(start: &Machine, work: impl Fn(&Machine), mut look: impl FnMut(&Machine, &str)) -> usize {
+    let whole = start.after_power_cut(Survivors::Everything, usize::MAX);
+    whole.set_trouble(Trouble::None);
+    work(&whole);
+    let operations = whole.operations();
+    let mut states = 0;
+    for at in 1..=operations {
+        let machine = start.after_power_cut(Survivors::Everything, usize::MAX);
+        machine.set_trouble(Trouble::PowerCut(at));
+        work(&machine);
+        for (index, state) in crash_states(&machine).into_iter().enumerate() {
+            look(&state, &format!("cut at {at} of {operations}, state {index}"));
+            states += 1;
+        }
+    }
+    states
+}
+
+fn again(machine: &Machine) -> Machine {
+    machine.after_power_cut(Survivors::Everything, usize::MAX)
+}
+
+/// What must hold in every state that an interrupted repair, resume or undo can leave.
+fn assert_recoverable(state: &Machine, before: &[u8], after: &[u8], mischief: Mischief, what: &str) {
+    let leaks = |bytes: &[u8]| bytes.iter().filter(|&&byte| byte == b'L').count();
+    let now = state.image();
+    assert!(leaks(&now) <= leaks(before) && !now.contains(&b'C'), "{what}: worse than before");
+    for (at, &byte) in now.iter().enumerate() {
+        let old = before.get(at).copied().unwrap_or(0);
+        assert!([old, *after.get(at).unwrap_or(&0)].contains(&byte), "{what}: byte {at} is from nowhere");
+    }
+    let forward = again(state);
+    if forward.has(SideFile::Undoing) {
+        assert!(matches!(resume(&forward), Err(HealError::UndoInterrupted(_))), "{what}");
+        assert_eq!(repair(&forward, mischief).unwrap_or_else(|e| panic!("{what}: {e:?}")), Ending::Repaired);
+    } else if forward.has(SideFile::Journal) {
+        assert_eq!(resume(&forward).unwrap_or_else(|e| panic!("{what}: {e:?}")), Ending::Resumed);
+    } else {
+        assert!(matches!(resume(&forward), Err(HealError::NoJournal(_))), "{what}");
+        let ending = repair(&forward, mischief).unwrap_or_else(|e| panic!("{what}: {e:?}"));
+        assert!(matches!(ending, Ending::Repaired | Ending::Clean), "{what}: {ending:?}");
+    }
+    assert!(forward.image() == after, "{what}: resumed to something else");
+    assert!(!forward.has(SideFile::Journal), "{what}");
+    let back = again(state);
+    if back.has(SideFile::Undo) || back.has(SideFile::Undoing) {
+        assert_eq!(undo_at(&back).unwrap_or_else(|e| panic!("{what}: {e:?}")), Ending::Undone);
+        assert!(back.image() == before, "{what}: undone to something else");
+        for file in [SideFile::Undo, SideFile::Undoing, SideFile::Journal] {
+            assert!(!back.has(file), "{what}: {file:?} is left");
+        }
+    } else {
+        assert!(now == before, "{what}: written, but there is no undo file");
+    }
+    let undone = again(&forward);
+    if undone.has(SideFile::Undo) {
+        assert_eq!(undo_at(&undone).unwrap(), Ending::Undone, "{what}");
+        assert!(undone.image() == before, "{what}: undone to something else after resuming");
+    }
+}
+
+fn healed(mischief: Mischief) -> Vec<u8> {
+    let machine = Machine::new(leaky());
+    assert_eq!(repair(&machine, mischief).unwrap(), Ending::Repaired);
+    machine.image()
+}
+
+#[test]
+fn power_cut_at_every_operation_of_a_repair_leaves_a_way_forward_and_back() {
+    for mischief in [Mischief::None, Mischief::Grows] {
+        let after = healed(mischief);
+        let start = Machine::new(leaky());
+        let states = sweep(
+            &start,
+            |machine| {
+                // Ends in an error wherever the power goes before the last operation.
+                drop(repair(machine, mischief));
+            },
+            |state, what| assert_recoverable(state, &leaky(), &after, mischief, what),
+        );
+        eprintln!("{mischief:?}: {states} states after a power cut");
+        assert!(states > 300, "{states}");
+    }
+}
+
+#[test]
+fn power_cut_during_resume_and_undo_leaves_a_way_forward_and_back() {
+    let mischief = Mischief::Grows;
+    let after = healed(mischief);
+    let mut inner = 0;
+    let mut outer = 0_u64;
+    sweep(
+        &Machine::new(leaky()),
+        |machine| drop(repair(machine, mischief)),
+        |state, outside| {
+            outer += 1;
+            // A sample, for time's sake: the outer states are many and alike.
+            if !(state.has(SideFile::Undo) || state.has(SideFile::Undoing))
+                || !simdisk::mix(outer).is_multiple_of(5)
+            {
+                return;
+            }
+            let look = |state: &Machine, inside: &str| {
+                assert_recoverable(state, &leaky(), &after, mischief, &format!("{outside}; then {inside}"));
+            };
+            if state.has(SideFile::Journal) {
+                inner += sweep(state, |machine| drop(resume(machine)), look);
+            }
+            inner += sweep(
+                state,
+                |machine| drop(undo_at(machine)),
+                |state, inside| {
+                    let what = format!("{outside}; then undo, {inside}");
+                    assert_recoverable(state, &leaky(), &after, mischief, &what);
+                },
+            );
+        },
+    );
+    eprintln!("{inner} states after a second power cut");
+    assert!(inner > 1000, "{inner}");
+}
+
+#[test]
+fn storage_error_at_every_operation_is_told_and_leaves_a_way_forward_and_back() {
+    let after = healed(Mischief::Grows);
+    for kind in [ErrorKind::Other, ErrorKind::StorageFull] {
+        let whole = Machine::new(leaky());
+        repair(&whole, Mischief::Grows).unwrap();
+        for at in 1..=whole.operations() {
+            let machine = Machine::new(leaky());
+            machine.set_trouble(Trouble::Fails(at, kind));
+            let what = format!("operation {at} fails with {kind}");
+            let error = repair(&machine, Mischief::Grows).expect_err(&what);
+            let ending = error.ending();
+            if machine.writes_to_image() == 0 {
+                assert!(machine.image() == leaky(), "{what}");
+                assert!(
+                    matches!(ending, Ending::StorageFailed | Ending::NoSpace | Ending::LandingInterrupted),
+                    "{what}: {error:?}"
+                );
+                assert_eq!(ending == Ending::NoSpace, kind == ErrorKind::StorageFull, "{what}: {error:?}");
+            } else {
+                assert_eq!(ending, Ending::LandingInterrupted, "{what}: {error:?}");
+                assert!(machine.has(SideFile::Journal) || machine.image() == after, "{what}");
+            }
+            machine.set_trouble(Trouble::None);
+            assert_recoverable(&again(&machine), &leaky(), &after, Mischief::Grows, &what);
+        }
+    }
+}
+
+#[test]
+fn first_failed_write_is_the_last_one_asked_for() {
+    let whole = Machine::new(leaky());
+    repair(&whole, Mischief::Grows).unwrap();
+    for at in 1..=whole.operations() {
+        let machine = Machine::new(leaky());
+        machine.set_trouble(Trouble::Fails(at, ErrorKind::Other));
+        repair(&machine, Mischief::Grows).unwrap_err();
+        if machine.writes_to_image() > 0 {
+            assert_eq!(machine.operations(), at, "went on after operation {at} had failed");
+        }
+    }
+}
+
+#[test]
+fn read_error_at_any_time_ends_the_repair_without_a_worse_image() {
+    let whole = Machine::new(leaky());
+    whole.set_trouble(Trouble::None);
+    repair(&whole, Mischief::None).unwrap();
+    let after = whole.image();
+    for at in 1..=whole.reads() {
+        let machine = Machine::new(leaky());
+        machine.set_trouble(Trouble::ReadFails(at));
+        let what = format!("read {at} fails");
+        repair(&machine, Mischief::None).expect_err(&what);
+        machine.set_trouble(Trouble::None);
+        assert_recoverable(&again(&machine), &leaky(), &after, Mischief::None, &what);
+    }
+}
+
+#[test]
+fn too_little_free_space_is_told_before_anything_is_written() {
+    let machine = Machine::new(leaky());
+    machine.set_free_bytes(1000);
+    let error = repair(&machine, Mischief::None).unwrap_err();
+    assert_eq!(error.ending(), Ending::NoSpace);
+    assert_eq!(machine.operations(), 0);
+}
