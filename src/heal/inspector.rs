@@ -76,7 +76,16 @@ impl Inspection {
     /// Items found that `tier` promises to cure.
     #[must_use]
     pub fn curable(&self, tier: Tier) -> u64 {
-        self.sum(|problem| is_promised(problem, tier))
+        self.sum(|problem| self.is_promised(problem, tier))
+    }
+
+    /// Whether curing `problem` in this image is promised by `tier`. The table's word, but for one thing:
+    /// counts past the end of the file are evidence as long as anything worse than a leak is known, because
+    /// they may be what a cut file had there.
+    #[must_use]
+    pub fn is_promised(&self, problem: Problem, tier: Tier) -> bool {
+        let is_sound = || self.count(Severity::Corruption) == 0 && self.count(Severity::Fatal) == 0;
+        is_curable(problem, tier) && (problem != Problem::RefcountPastEof || is_sound())
     }
 
     /// Items found in all.
@@ -97,9 +106,8 @@ impl Inspection {
     }
 }
 
-/// Whether curing `problem` is promised by `tier`: the table's word, nobody else's.
-#[must_use]
-pub fn is_promised(problem: Problem, tier: Tier) -> bool {
+/// The table's word on whether `tier` cures `problem`.
+fn is_curable(problem: Problem, tier: Tier) -> bool {
     matches!(problem.row().disposition, Disposition::Curable(at) if at <= tier)
 }
 
@@ -132,7 +140,8 @@ impl Observer for Tally<'_> {
     fn finding(&mut self, problem: Problem, finding: &Finding) {
         let count = self.counts.entry(problem).or_default();
         *count = count.saturating_add(finding.count);
-        if !is_promised(problem, self.tier) {
+        // Kept for comparing also where its cure depends on the rest.
+        if !is_curable(problem, self.tier) || problem == Problem::RefcountPastEof {
             if self.others.len() < FINDINGS_COMPARED_MAX {
                 let mut key = [0; size_of::<Finding>()];
                 key.copy_from_slice(finding.as_bytes());

@@ -16,6 +16,7 @@ use instar_abi::problem::Tier;
 use crate::image::{ImageHandle, Mode, Overlay};
 use crate::sandbox::observer::Observer;
 
+mod cage;
 mod ending;
 mod error;
 mod fingerprint;
@@ -33,9 +34,10 @@ pub mod state;
 mod undo;
 mod verify;
 
+pub use cage::CageInspector;
 pub use ending::{Ending, ExitRule, Route};
 pub use error::HealError;
-pub use inspector::{Inspection, Inspector, Ran, is_promised};
+pub use inspector::{Inspection, Inspector, Ran};
 pub use plan::{Plan, PlanError, Step};
 pub use resume::Pending;
 pub use side::RecordError;

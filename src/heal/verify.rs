@@ -11,7 +11,7 @@ use instar_abi::finding::NONE;
 use instar_abi::problem::{Problem, Tier};
 use instar_abi::summary::{Outcome, Summary};
 
-use super::inspector::{Inspection, is_promised};
+use super::inspector::Inspection;
 
 /// Why a repaired image did not pass.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,7 +120,9 @@ fn compare(before: &Inspection, after: &Inspection, tier: Tier) -> Result<u64, D
     if after.outcome() != Outcome::Complete {
         return Err(Doubt::NotComplete);
     }
-    if let Some((&problem, &count)) = after.counts.iter().find(|(p, n)| is_promised(**p, tier) && **n > 0) {
+    if let Some((&problem, &count)) =
+        after.counts.iter().find(|(p, n)| before.is_promised(**p, tier) && **n > 0)
+    {
         return Err(Doubt::StillThere { problem, count });
     }
     if after.overflowed || before.overflowed {

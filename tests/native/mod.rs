@@ -8,13 +8,14 @@ use instar_abi::boot::{FILE_IMAGE, FILES_MAX};
 use instar_abi::call::{DataRange, Phase, ProgressRecord, TextKind};
 use instar_abi::extent::{Extent, MapOp, MapRequest};
 use instar_abi::finding::{Finding, Owner};
-use instar_abi::problem::{Cure, Problem};
+use instar_abi::problem::{Cure, Problem, Tier};
 use instar_abi::summary::Summary;
 use instar_abi::to_usize;
 use instar_mount::disk::ExtentSource;
+use instar_mount::heal::{Inspector, Ran};
 use instar_mount::image::Backend;
 use instar_mount::sandbox::error::SandboxError;
-use instar_mount::sandbox::observer::{Ignore, Observer};
+use instar_mount::sandbox::observer::{Ignore, Observer, RunStats};
 use instar_qcow2::host::{Host, Range};
 
 /// The files of a job, by index.
@@ -30,14 +31,14 @@ pub fn files(image: Arc<dyn Backend>) -> Files {
 /// A host without a cage.
 pub struct NativeHost<'a> {
     files: Files,
-    observer: &'a mut (dyn Observer + Send),
+    observer: &'a mut dyn Observer,
     resident: Option<(Receiver<MapRequest>, Sender<Vec<Extent>>)>,
     extents: Option<Vec<Extent>>,
 }
 
 impl<'a> NativeHost<'a> {
     /// A host for a job that ends by itself.
-    pub fn new(files: Files, observer: &'a mut (dyn Observer + Send)) -> Self {
+    pub fn new(files: Files, observer: &'a mut dyn Observer) -> Self {
         Self { files, observer, resident: None, extents: None }
     }
 
@@ -131,8 +132,31 @@ impl Host for NativeHost<'_> {
 }
 
 /// Runs `describe` without a cage.
-pub fn describe(files: Files, observer: &mut (dyn Observer + Send)) -> Summary {
+pub fn describe(files: Files, observer: &mut dyn Observer) -> Summary {
     instar_qcow2::describe::run(&mut NativeHost::new(files, observer))
+}
+
+/// Looks at images for the healer without a cage.
+#[derive(Debug, Default)]
+pub struct NativeInspector;
+
+impl Inspector for NativeInspector {
+    fn check(&mut self, image: Arc<dyn Backend>, observer: &mut dyn Observer) -> Result<Ran, SandboxError> {
+        let mut host = NativeHost::new(files(image), observer);
+        let summary = instar_qcow2::check::run(&mut host, &instar_qcow2::check::Options::default());
+        Ok(Ran { summary, stats: RunStats::default() })
+    }
+
+    fn plan(
+        &mut self,
+        image: Arc<dyn Backend>,
+        tier: Tier,
+        observer: &mut dyn Observer,
+    ) -> Result<Ran, SandboxError> {
+        let mut host = NativeHost::new(files(image), observer);
+        let summary = instar_qcow2::plan::run(&mut host, tier);
+        Ok(Ran { summary, stats: RunStats::default() })
+    }
 }
 
 /// A resident map job on a thread of this process. It ends when this is dropped.

@@ -4,7 +4,8 @@ use core::fmt::Arguments;
 
 use instar_abi::boot::{BootPage, FLAG_DEEP, JobKind};
 use instar_abi::call::FailKind;
-use instar_qcow2::{check, describe, map};
+use instar_abi::problem::Tier;
+use instar_qcow2::{check, describe, map, plan};
 
 use crate::gate::fail;
 use crate::host::GateHost;
@@ -20,7 +21,11 @@ pub fn dispatch(boot: BootPage) -> ! {
         JobKind::Check => check::run(&mut host, &options),
         JobKind::Map => map::serve(&mut host),
         JobKind::Describe => describe::run(&mut host),
-        JobKind::Plan | JobKind::Evil => refuse(format_args!("job {kind:?} is not built into this payload")),
+        JobKind::Plan => match Tier::from_u32(boot.tier) {
+            Some(tier) => plan::run(&mut host, tier),
+            None => refuse(format_args!("tier {} is not known", boot.tier)),
+        },
+        JobKind::Evil => refuse(format_args!("job {kind:?} is not built into this payload")),
     };
     host.done(summary)
 }

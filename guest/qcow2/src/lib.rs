@@ -14,3 +14,4 @@ pub mod host;
 pub mod inflate;
 pub mod map;
 pub mod ondisk;
+pub mod plan;

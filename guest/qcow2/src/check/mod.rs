@@ -23,7 +23,7 @@ mod compare;
 mod counts;
 mod judge;
 mod leaks;
-mod reader;
+pub(crate) mod reader;
 mod report;
 mod roots;
 mod snapshots;
@@ -82,12 +82,17 @@ pub struct Checked {
     /// the [`Problem::RefcountLeak`] findings, in order, each within the file and with a readable refcount
     /// block. Nothing else may ever be freed.
     pub free: Vec<ClusterRun>,
+    /// The counts of all clusters past the end of the file may be set to zero too
+    /// ([`Problem::RefcountPastEof`]): nothing worse than a leak was found, so no pointer leads there and no
+    /// part of the file was cut off.
+    pub frees_past_end: bool,
 }
 
 impl Checked {
     fn ended(outcome: Outcome, summary: Summary) -> Self {
         let summary = Summary { outcome: outcome as u32, ..summary };
-        Self { summary, header: None, refcount_table: Vec::new(), free: Vec::new() }
+        let (refcount_table, free) = (Vec::new(), Vec::new());
+        Self { summary, header: None, refcount_table, free, frees_past_end: false }
     }
 }
 
@@ -304,7 +309,8 @@ impl Check {
             arena_bytes_peak: 0,
         };
         let refcount_table = self.roots.refcount_table;
-        Checked { summary, header: Some(header), refcount_table, free: self.free }
+        let frees_past_end = is_complete && !self.report.has_corruption();
+        Checked { summary, header: Some(header), refcount_table, free: self.free, frees_past_end }
     }
 }
 

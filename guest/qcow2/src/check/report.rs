@@ -6,7 +6,7 @@
 use alloc::vec::Vec;
 
 use instar_abi::finding::{Finding, NONE, Owner};
-use instar_abi::problem::Problem;
+use instar_abi::problem::{Problem, Severity};
 
 use crate::host::Host;
 use crate::ondisk::Fault;
@@ -40,6 +40,7 @@ pub struct Report {
     silent: bool,
     casts_doubt: bool,
     are_counts_wrong: bool,
+    has_corruption: bool,
 }
 
 /// Whether a problem leaves the count of every cluster's users beyond doubt: nothing that could have pointed at
@@ -126,6 +127,12 @@ impl Report {
         self.casts_doubt
     }
 
+    /// Whether anything worse than a leak was found.
+    #[must_use]
+    pub const fn has_corruption(&self) -> bool {
+        self.has_corruption
+    }
+
     /// Whether stored reference counts were found wrong.
     #[must_use]
     pub const fn are_counts_wrong(&self) -> bool {
@@ -150,6 +157,7 @@ impl Report {
         }
         self.casts_doubt |= !leaves_counts_proven(problem);
         self.are_counts_wrong |= is_about_counts(problem);
+        self.has_corruption |= problem.row().severity > Severity::Leak;
         let Some(slot) = self.open.iter().position(|(open, _)| *open == problem) else {
             self.open.push((problem, finding));
             return;

@@ -1,0 +1,193 @@
+//! `FreeLeaks`: sets the stored counts of proven leaks to zero.
+//!
+//! Invariant: only refcount blocks are in scope, counts only ever become zero, and only those that
+//! [`Checked::free`] names, or that lie past the end of the file where [`Checked::frees_past_end`] says so.
+//! Each write may reach the disk without any other: a half-applied plan leaves some leaks and nothing else.
+
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use instar_abi::call::Phase;
+use instar_abi::problem::Cure;
+use instar_abi::to_usize;
+
+use crate::check::reader::{Bytes, Reader};
+use crate::check::{Checked, ClusterRun};
+use crate::host::Host;
+use crate::ondisk::Header;
+use crate::ondisk::refcount::RefcountTableEntry;
+use crate::ondisk::units::{FileBounds, Position};
+
+/// Unchanged bytes between two changed ones that are written along, to have fewer writes.
+const GAP_BYTES_MAX: usize = 512;
+/// Most refcount blocks that are changed in one step.
+const STEP_BLOCKS_MAX: usize = 4096;
+
+/// A refcount block with counts to be set to zero.
+struct Block {
+    /// Its first byte in the file.
+    offset: u64,
+    /// Number of the cluster that its first count is for.
+    base: u64,
+}
+
+/// A proposed write: offset in the file and bytes.
+type Proposal = (u64, Vec<u8>);
+
+/// Proposes the steps.
+pub fn propose<H: Host>(host: &mut H, checked: &Checked) {
+    let Some(header) = &checked.header else { return };
+    let file_len = host.file_len(instar_abi::boot::FILE_IMAGE).unwrap_or(0);
+    let bounds = FileBounds { len: file_len, cluster: header.cluster };
+    let leaks = Leaks { checked, header, bounds };
+    let blocks = leaks.blocks();
+    let mut reader = Reader::new(host, file_len);
+    let mut rest = blocks.as_slice();
+    while !rest.is_empty() {
+        let done = (blocks.len() - rest.len()) as u64;
+        host.progress(Phase::Planning, 0, done, blocks.len() as u64);
+        let taken = leaks.step(host, &mut reader, rest).max(1);
+        rest = rest.get(taken..).unwrap_or(&[]);
+    }
+}
+
+struct Leaks<'a> {
+    checked: &'a Checked,
+    header: &'a Header,
+    bounds: FileBounds,
+}
+
+impl Leaks<'_> {
+    /// The blocks that hold counts to be changed, in the order of the clusters they are for.
+    fn blocks(&self) -> Vec<Block> {
+        let per_block = self.header.refcount_width.per_block(self.header.cluster);
+        let end = self.bounds.clusters();
+        let entries = (0_u64..).zip(&self.checked.refcount_table);
+        let blocks = entries.filter_map(|(index, entry)| {
+            let offset = RefcountTableEntry(*entry).block_offset();
+            let base = index.checked_mul(per_block)?;
+            let clusters = base..base.checked_add(per_block)?;
+            let is_wanted = (self.checked.frees_past_end && clusters.end > end)
+                || first_run(&self.checked.free, &clusters).is_some();
+            let is_there = offset != 0 && self.bounds.position(offset) == Position::Inside;
+            (is_wanted && is_there).then_some(Block { offset, base })
+        });
+        blocks.collect()
+    }
+
+    /// Reads as many blocks as one batch takes and proposes their changes as one step. Says how many.
+    fn step<H: Host>(&self, host: &mut H, reader: &mut Reader, blocks: &[Block]) -> usize {
+        let len = self.header.cluster.usize();
+        let blocks = blocks.get(..STEP_BLOCKS_MAX).unwrap_or(blocks);
+        let mut scope: Vec<(u64, u64)> = Vec::new();
+        let mut proposals: Vec<Proposal> = Vec::new();
+        let places = blocks.iter().map(|block| (block.offset, len));
+        let taken = reader.batch(host, places, |position, bytes| {
+            let (Some(block), Bytes::Read(bytes)) = (blocks.get(position), bytes) else { return };
+            let changed = self.freed(block, bytes);
+            if changed.is_empty() {
+                return;
+            }
+            match scope.last_mut() {
+                Some((offset, scope)) if offset.checked_add(*scope) == Some(block.offset) => {
+                    *scope += bytes.len() as u64;
+                }
+                _ => scope.push((block.offset, bytes.len() as u64)),
+            }
+            proposals.extend(changed);
+        });
+        if !proposals.is_empty() {
+            host.scope(Cure::FreeLeaks, &scope);
+            for (offset, bytes) in &proposals {
+                host.stage(*offset, bytes);
+            }
+            host.barrier();
+        }
+        taken
+    }
+
+    /// The writes that free what is to be freed of one block, of which `bytes` are in the file.
+    fn freed(&self, block: &Block, bytes: &[u8]) -> Vec<Proposal> {
+        let per_block = self.header.refcount_width.per_block(self.header.cluster);
+        let clusters = block.base..block.base + per_block;
+        let mut after = bytes.to_vec();
+        let mut from = clusters.start;
+        while let Some(run) = first_run(&self.checked.free, &(from..clusters.end)) {
+            self.clear(&mut after, block.base, &run);
+            from = run.end;
+        }
+        if self.checked.frees_past_end {
+            let past_end = clusters.start.max(self.bounds.clusters())..clusters.end;
+            self.clear(&mut after, block.base, &past_end);
+        }
+        changes(bytes, &after)
+            .into_iter()
+            .filter_map(|range| {
+                let offset = block.offset.checked_add(range.start as u64)?;
+                Some((offset, after.get(range)?.to_vec()))
+            })
+            .collect()
+    }
+
+    fn clear(&self, bytes: &mut [u8], base: u64, clusters: &Range<u64>) {
+        for cluster in clusters.clone() {
+            // A count past the end of the file reads as zero already.
+            if !self.header.refcount_width.set(bytes, to_usize(cluster - base), 0) {
+                return;
+            }
+        }
+    }
+}
+
+/// The part in `clusters` of the first of the sorted runs that has one.
+fn first_run(runs: &[ClusterRun], clusters: &Range<u64>) -> Option<Range<u64>> {
+    let at = runs.partition_point(|run| run.first.saturating_add(run.count) <= clusters.start);
+    let run = runs.get(at)?;
+    let part = run.first.max(clusters.start)..run.first.saturating_add(run.count).min(clusters.end);
+    (part.start < part.end).then_some(part)
+}
+
+/// The ranges in which two strings of the same length differ, near ones joined.
+fn changes(before: &[u8], after: &[u8]) -> Vec<Range<usize>> {
+    let mut ranges: Vec<Range<usize>> = Vec::new();
+    for (at, (old, new)) in before.iter().zip(after).enumerate() {
+        if old == new {
+            continue;
+        }
+        match ranges.last_mut() {
+            Some(range) if at - range.end <= GAP_BYTES_MAX => range.end = at + 1,
+            _ => ranges.push(at..at + 1),
+        }
+    }
+    ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(first: u64, count: u64) -> ClusterRun {
+        ClusterRun { first, count }
+    }
+
+    #[test]
+    fn first_run_is_cut_to_the_clusters_asked_for() {
+        let runs = [run(10, 5), run(20, 1), run(30, 100)];
+        assert_eq!(first_run(&runs, &(0..10)), None);
+        assert_eq!(first_run(&runs, &(12..100)), Some(12..15));
+        assert_eq!(first_run(&runs, &(15..40)), Some(20..21));
+        assert_eq!(first_run(&runs, &(50..60)), Some(50..60));
+        assert_eq!(first_run(&runs, &(130..200)), None);
+    }
+
+    #[test]
+    fn changes_near_each_other_become_one_write() {
+        let before = [1_u8; 4000];
+        let mut after = before;
+        for at in [0, 100, 612, 2000] {
+            after[at] = 0;
+        }
+        assert_eq!(changes(&before, &after), [0..613, 2000..2001]);
+        assert!(changes(&before, &before).is_empty());
+    }
+}
