@@ -5,6 +5,8 @@
     reason = "a failing helper fails its test; skips are printed"
 )]
 
+mod sandbox_support;
+
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -17,17 +19,8 @@ use instar_mount::image::ImageFile;
 use instar_mount::sandbox::error::SandboxError;
 use instar_mount::sandbox::job::Job;
 use instar_mount::sandbox::observer::Ignore;
-use instar_mount::sandbox::{self, Resident, SandboxChoice};
-
-/// The cages that this machine can build; says which one it skips.
-fn cages() -> Vec<SandboxChoice> {
-    let mut cages = vec![SandboxChoice::Process];
-    match std::fs::File::open("/dev/kvm") {
-        Ok(_) => cages.push(SandboxChoice::Kvm),
-        Err(error) => eprintln!("skipped: the KVM cage, /dev/kvm: {error}"),
-    }
-    cages
-}
+use instar_mount::sandbox::{self, Resident};
+use sandbox_support::cages;
 
 fn qemu(program: &str, args: &[&str], image: &Path) {
     let output = Command::new(program).args(args).arg(image).output().unwrap();

@@ -115,7 +115,8 @@ impl Resident {
     /// from the first byte asked for or before it to the last one or behind it.
     ///
     /// # Errors
-    /// As [`super::run`]. The cage has ended then; every later request fails.
+    /// `InvalidInput` for a range of no bytes or past the last offset. Otherwise as [`super::run`]: the cage has
+    /// ended then, and every later request fails.
     pub fn map(
         &mut self,
         snapshot: u32,
@@ -123,6 +124,10 @@ impl Resident {
         guest_len: u64,
         into: &mut Vec<Extent>,
     ) -> Result<(), SandboxError> {
+        if guest_len == 0 || guest_offset.checked_add(guest_len).is_none() {
+            let action = format!("map {guest_len} guest bytes from {guest_offset} on");
+            return Err(host(&action, io::ErrorKind::InvalidInput));
+        }
         let op = MapOp::Map as u32;
         let request = MapRequest { op, snapshot, guest_offset, guest_len, host_offset: 0, host_len: 0 };
         let requests = self.requests.as_ref().ok_or_else(gone)?;

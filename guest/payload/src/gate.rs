@@ -121,13 +121,16 @@ impl Gate {
     }
 }
 
-/// A call header and records exactly as given, true or not.
+/// A call area exactly as given, true or not.
 #[cfg(feature = "evil")]
-pub fn forge(header: CallHeader, bytes: &[u8]) {
-    put_bytes(0, bytes);
-    // SAFETY: as in `call`.
-    unsafe { ptr::with_exposed_provenance_mut::<CallHeader>(to_usize(CALL)).write_volatile(header) };
-    ring();
+pub fn forge(bytes: &[u8]) {
+    let (header, records) = bytes.split_at(size_of::<CallHeader>());
+    put_bytes(0, records);
+    if let Ok(header) = CallHeader::read_from_bytes(header) {
+        // SAFETY: as in `call`.
+        unsafe { ptr::with_exposed_provenance_mut::<CallHeader>(to_usize(CALL)).write_volatile(header) };
+        ring();
+    }
 }
 
 /// Message text, written into the call area as it is formatted.

@@ -1,1 +1,0 @@
-//! The call server against a cage that says anything.
