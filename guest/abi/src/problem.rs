@@ -256,6 +256,9 @@ problems! {
     59 RefcountBlockMissing "refcount-block-missing" Corruption [Curable(Tier::All)] Lossless
         "refcount table entry {index}: no refcount block, but {count} of its clusters are in use";
         "The clusters can be given away while they are in use."
+    60 RefcountContradicted "refcount-contradicted" Corruption [Curable(Tier::All)] Lossless
+        "cluster {index}: refcount stored {stored:d}, counted {expected:d}, and its user takes it for its own alone";
+        "Programs differ in which of the two they believe: some refuse the image, some copy on every write."
     // L1.
     70 L1EntryReserved "l1-entry-reserved" Corruption [Curable(Tier::All)] Lossless
         "{table} entry {index}: reserved bits set in {stored}";

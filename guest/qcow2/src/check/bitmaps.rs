@@ -10,7 +10,7 @@ use instar_abi::finding::{ACTIVE, Finding, NONE, Table};
 use instar_abi::problem::Problem;
 
 use super::counts::{Counts, flags};
-use super::reader::{Bytes, Reader};
+use super::reader::{BATCH_BYTES, Bytes, Reader};
 use super::report::Report;
 use super::roots::{Image, Roots, read_error, words};
 use crate::host::Host;
@@ -210,7 +210,7 @@ pub fn for_each_entry<H: Host>(
     bitmap: &BitmapRoot,
     mut each: impl FnMut(u64, u64, BitmapTableEntry, &mut Report),
 ) {
-    let piece = reader.place_bytes_max() as u64 / 8;
+    let piece = BATCH_BYTES as u64 / 8;
     let mut first = 0;
     while first < bitmap.table_entries {
         let count = piece.min(bitmap.table_entries - first);

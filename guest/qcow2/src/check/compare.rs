@@ -10,7 +10,7 @@ use instar_abi::call::Phase;
 use instar_abi::finding::{ACTIVE, Finding, NONE, Table};
 use instar_abi::problem::Problem;
 
-use super::counts::{CHUNK_CLUSTERS, Chunk, Counts, Usage};
+use super::counts::{CHUNK_CLUSTERS, Chunk, Counts, Usage, flags};
 use super::leaks::ClusterSet;
 use super::reader::{Bytes, Reader};
 use super::report::Report;
@@ -21,6 +21,8 @@ use crate::ondisk::bytes::is_zero;
 use crate::ondisk::refcount::RefcountTableEntry;
 use crate::ondisk::units::Position;
 
+/// Flags of clusters whose one user takes them for its own alone.
+const OWN_ALONE: u8 = flags::ACTIVE_COPIED | flags::META;
 /// Refcount blocks that are named at once.
 const PIECE_BLOCKS: usize = 4096;
 
@@ -152,10 +154,10 @@ pub struct Comparison<'a> {
     pub counts: &'a Counts,
     /// The clusters to compare: the window, and what is past it up to the next one.
     pub clusters: Range<u64>,
+    /// Takes the clusters in use whose stored count is not the true one.
+    pub mismatched: &'a mut ClusterSet,
     /// Takes the leaks.
     pub leaks: &'a mut ClusterSet,
-    /// Leaks that `leaks` had no room for were told as not proven.
-    pub is_overfull: bool,
 }
 
 impl Comparison<'_> {
@@ -224,15 +226,21 @@ impl Comparison<'_> {
     }
 
     fn differs(&mut self, report: &mut Report, cluster: u64, stored: u64, usage: Usage) {
+        if usage.count > 0 {
+            // Where there is no room left, a COPIED flag is told of that merely follows the wrong count.
+            self.mismatched.insert(cluster);
+        }
         let max = self.image.header.refcount_width.max();
         let problem = if cluster >= self.image.bounds.clusters() {
             Problem::RefcountPastEof
         } else if usage.count == 0 {
+            // A leak that there is no room for is told at once, as one that nothing is proven of.
             if self.leaks.insert(cluster) {
                 return;
             }
-            self.is_overfull = true;
             Problem::OrphanData
+        } else if stored > usage.count && usage.count == 1 && usage.flags & OWN_ALONE != 0 {
+            Problem::RefcountContradicted
         } else if stored > usage.count {
             Problem::RefcountTooHigh
         } else if usage.count > max {

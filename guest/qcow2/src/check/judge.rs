@@ -7,6 +7,7 @@ use instar_abi::problem::Problem;
 use super::bitmaps;
 use super::compare::{block_offset, table_entry_offset};
 use super::counts::{Chunk, Counts, Usage, flags};
+use super::leaks::ClusterSet;
 use super::reader::{Bytes, Reader};
 use super::report::Report;
 use super::roots::{Disk, Image, Region, Roots};
@@ -37,11 +38,19 @@ pub struct Judge<'a> {
     pub image: &'a Image,
     /// True counts of the window.
     pub counts: &'a Counts,
+    /// Clusters in use whose stored count is wrong: that COPIED is clear there follows from it.
+    pub mismatched: &'a ClusterSet,
 }
 
 impl Judge<'_> {
     fn usage(&self, offset: u64) -> Usage {
         self.counts.usage(self.image.header.cluster.index(offset))
+    }
+
+    /// Whether COPIED should be set on the entry that maps to this cluster, and is not, by no fault of the
+    /// stored count.
+    fn is_copied_missing(&self, offset: u64, usage: Usage) -> bool {
+        usage.count == 1 && !self.mismatched.contains(self.image.header.cluster.index(offset))
     }
 
     /// An owner of a cluster, by the entry that makes it one. The finding's number is filled in by the report.
@@ -141,7 +150,7 @@ impl Judge<'_> {
         }
         if entry.is_copied() && usage.count > 1 {
             tell(Problem::L2CopiedWrong, entry.raw, usage.count);
-        } else if !entry.is_copied() && usage.count == 1 {
+        } else if !entry.is_copied() && self.is_copied_missing(cluster_host, usage) {
             tell(Problem::L2CopiedMissing, entry.raw, usage.count);
         }
     }
@@ -207,7 +216,7 @@ impl Visitor for Judge<'_> {
             (Problem::L1EntryOverlap, offset)
         } else if is_active && entry.is_copied() && usage.count > 1 {
             (Problem::L1CopiedWrong, entry.0)
-        } else if is_active && !entry.is_copied() && usage.count == 1 {
+        } else if is_active && !entry.is_copied() && self.is_copied_missing(offset, usage) {
             (Problem::L1CopiedMissing, entry.0)
         } else {
             return;

@@ -104,7 +104,7 @@ pub fn run<H: Host>(host: &mut H, options: &Options) -> Summary {
 /// Checks an image, reports to the host unless asked not to, and says what was learned.
 pub fn inspect<H: Host>(host: &mut H, options: &Options) -> Checked {
     let file_len = host.file_len(instar_abi::boot::FILE_IMAGE).unwrap_or(0);
-    let mut reader = Reader::new(host, file_len);
+    let mut reader = Reader::new(file_len);
     let mut report = Report::new(options.silent);
     let image = match roots::open(host, &mut reader, &mut report) {
         Ok(image) => image,
@@ -183,13 +183,14 @@ impl Check {
         let clusters = counts.first()..next.unwrap_or(u64::MAX);
         let leak_cap = host.memory_budget() / 12;
         let mut leaks = ClusterSet::new(leak_cap);
-        self.compare(host, &counts, clusters, &mut leaks, pass);
+        let mut mismatched = ClusterSet::new(leak_cap);
+        self.compare(host, &counts, clusters, (&mut leaks, &mut mismatched), pass);
         self.note_end(&counts, &leaks);
         self.report.close_runs();
         if self.report.wants_owners() || judge::has_suspects(&counts) {
-            self.judge(host, &counts, pass);
+            self.judge(host, &counts, &mismatched, pass);
         }
-        drop(counts);
+        drop((counts, mismatched));
         if !leaks.is_empty() {
             let is_partial = pass > 0 || next.is_some();
             let evidence = Evidence { has_empty_tables, is_partial, pass, cap_bytes: leak_cap };
@@ -233,7 +234,7 @@ impl Check {
         host: &mut H,
         counts: &Counts,
         clusters: core::ops::Range<u64>,
-        leaks: &mut ClusterSet,
+        (leaks, mismatched): (&mut ClusterSet, &mut ClusterSet),
         pass: u32,
     ) {
         let Self { reader, report, image, roots, .. } = self;
@@ -242,7 +243,7 @@ impl Check {
         }
         let blocks =
             compare::Blocks { image, roots, clusters: clusters.clone(), phase: (Phase::Refcounts, pass) };
-        let mut comparison = compare::Comparison { image, counts, clusters, leaks, is_overfull: false };
+        let mut comparison = compare::Comparison { image, counts, clusters, leaks, mismatched };
         let each = |report: &mut Report, base, bytes: &[u8]| comparison.block(report, base, bytes);
         blocks.for_each(host, reader, report, |_| true, each);
         comparison.missing_blocks(report, roots);
@@ -258,9 +259,9 @@ impl Check {
         self.end = self.end.max(used.unwrap_or(0)).max(leaked.unwrap_or(0));
     }
 
-    fn judge<H: Host>(&mut self, host: &mut H, counts: &Counts, pass: u32) {
+    fn judge<H: Host>(&mut self, host: &mut H, counts: &Counts, mismatched: &ClusterSet, pass: u32) {
         let Self { reader, report, image, roots, .. } = self;
-        let mut judge = judge::Judge { image, counts };
+        let mut judge = judge::Judge { image, counts, mismatched };
         judge.roots(host, reader, report, roots);
         walk::walk(host, reader, report, image, roots, &mut judge, (Phase::Owners, pass));
         report.forget_wanted();

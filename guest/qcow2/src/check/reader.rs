@@ -9,10 +9,9 @@ use instar_abi::boot::FILE_IMAGE;
 
 use crate::host::{Host, Range};
 
-/// Most bytes of one batch.
-const BATCH_BYTES_MAX: usize = 8 << 20;
-/// Least bytes of one batch: one cluster of the largest size.
-const BATCH_BYTES_MIN: usize = 2 << 20;
+/// Most bytes of one batch: a cluster of the largest size, and little enough to stay in a processor's cache
+/// between being read and being looked at.
+pub const BATCH_BYTES: usize = 2 << 20;
 /// Most ranges of one batch.
 const BATCH_RANGES_MAX: usize = 4096;
 
@@ -31,28 +30,20 @@ pub struct Reader {
     file_len: u64,
     buffer: Vec<u8>,
     ranges: Vec<Range>,
-    batch_bytes: usize,
     bytes_read: u64,
 }
 
 impl Reader {
-    /// A reader of a file of `file_len` bytes that keeps to a small part of the host's memory budget.
+    /// A reader of a file of `file_len` bytes.
     #[must_use]
-    pub fn new<H: Host>(host: &H, file_len: u64) -> Self {
-        let batch_bytes = (host.memory_budget() / 16).clamp(BATCH_BYTES_MIN, BATCH_BYTES_MAX);
-        Self { file_len, buffer: Vec::new(), ranges: Vec::new(), batch_bytes, bytes_read: 0 }
+    pub const fn new(file_len: u64) -> Self {
+        Self { file_len, buffer: Vec::new(), ranges: Vec::new(), bytes_read: 0 }
     }
 
     /// Bytes read so far.
     #[must_use]
     pub const fn bytes_read(&self) -> u64 {
         self.bytes_read
-    }
-
-    /// Most bytes that one place may have.
-    #[must_use]
-    pub const fn place_bytes_max(&self) -> usize {
-        self.batch_bytes
     }
 
     /// Bytes of a place that are in the file.
@@ -87,9 +78,9 @@ impl Reader {
         taken
     }
 
-    /// Reads one place as one buffer; at most [`Self::place_bytes_max`] bytes of it.
+    /// Reads one place as one buffer; at most [`BATCH_BYTES`] bytes of it.
     pub fn one<H: Host>(&mut self, host: &mut H, offset: u64, len: usize) -> Bytes<'_> {
-        let len = len.min(self.batch_bytes);
+        let len = len.min(BATCH_BYTES);
         self.fill(host, core::iter::once((offset, len)));
         match self.ranges.first() {
             None => Bytes::Read(&[]),
@@ -115,7 +106,7 @@ impl Reader {
         let (mut taken, mut total) = (0, 0_usize);
         for (offset, len) in places {
             let present = self.present(offset, len);
-            if taken > 0 && total.saturating_add(present) > self.batch_bytes {
+            if taken > 0 && total.saturating_add(present) > BATCH_BYTES {
                 break;
             }
             taken += 1;

@@ -51,6 +51,7 @@ const fn leaves_counts_proven(problem: Problem) -> bool {
         problem,
         P::RefcountLeak
             | P::RefcountTooHigh
+            | P::RefcountContradicted
             | P::RefcountTooLow
             | P::RefcountOverflow
             | P::RefcountPastEof
@@ -89,6 +90,7 @@ const fn is_about_counts(problem: Problem) -> bool {
         problem,
         P::RefcountLeak
             | P::RefcountTooHigh
+            | P::RefcountContradicted
             | P::RefcountTooLow
             | P::RefcountOverflow
             | P::RefcountBlockMissing
@@ -100,7 +102,14 @@ const fn is_about_counts(problem: Problem) -> bool {
 /// Whether the users of the clusters that a finding names are worth naming.
 const fn wants_owners(problem: Problem) -> bool {
     use Problem as P;
-    matches!(problem, P::RefcountTooHigh | P::RefcountTooLow | P::RefcountOverflow | P::MetadataOverlap)
+    matches!(
+        problem,
+        P::RefcountTooHigh
+            | P::RefcountContradicted
+            | P::RefcountTooLow
+            | P::RefcountOverflow
+            | P::MetadataOverlap
+    )
 }
 
 impl Report {
@@ -230,8 +239,7 @@ fn join(run: &mut Finding, next: &Finding, problem: Problem) -> bool {
         && run.table == next.table
         && run.snapshot == next.snapshot
         && run.index.checked_add(run.count) == Some(next.index);
-    let is_alike = !is_about_counts(problem) && !matches!(problem, Problem::RefcountPastEof)
-        || (run.stored == next.stored && run.expected == next.expected);
+    let is_alike = !is_about_counts(problem) || (run.stored == next.stored && run.expected == next.expected);
     let is_guest_next = run.guest_offset == NONE && next.guest_offset == NONE
         || run.guest_offset.checked_add(run.guest_len) == Some(next.guest_offset);
     let is_host_next = run.host_offset == NONE && next.host_offset == NONE

@@ -11,7 +11,7 @@ use instar_abi::call::Phase;
 use instar_abi::finding::{ACTIVE, Table};
 use instar_abi::problem::Problem;
 
-use super::reader::{Bytes, Reader};
+use super::reader::{BATCH_BYTES, Bytes, Reader};
 use super::report::Report;
 use super::roots::{Disk, Image, Roots, words};
 use crate::host::Host;
@@ -148,7 +148,7 @@ fn gather<H: Host, V: Visitor>(
     visitor: &mut V,
     sweep: u32,
 ) {
-    let piece = reader.place_bytes_max() as u64 / 8;
+    let piece = BATCH_BYTES as u64 / 8;
     let mut first = 0;
     while first < disk.l1_entries {
         let count = piece.min(disk.l1_entries - first);

@@ -109,11 +109,11 @@ impl Extensions {
     fn walk(&mut self, bytes: &[u8], mut at: usize, end: usize, faults: &mut Vec<Fault>) {
         while at.saturating_add(8) <= end {
             let (Some(kind), Some(len)) = (be_u32(bytes, at), be_u32(bytes, at + 4)) else { return };
-            if kind == 0 {
-                return;
-            }
             let data = at + 8;
             let room = end - data;
+            if kind == 0 && len as usize <= room {
+                return;
+            }
             if len as usize > room {
                 faults.push(fault(Problem::ExtensionLength, at, 8, u64::from(len), room as u64));
                 self.is_complete = false;
