@@ -183,8 +183,14 @@ pub const RECIPES: &[Recipe] = &[
     },
     Recipe {
         exit: 3,
-        ..plain("refcount-too-high", &["refcount-too-high"], |_, raw| raw.set_refcount(data_cluster(raw), 5))
+        ..with(Flavour::Snapshots, "refcount-too-high", &["refcount-too-high"], |_, raw| {
+            let shared = raw.host_offset(12) / raw.cluster_bytes;
+            raw.set_refcount(shared, raw.refcount(shared) + 1);
+        })
     },
+    plain("refcount-contradicted", &["refcount-contradicted"], |_, raw| {
+        raw.set_refcount(data_cluster(raw), 5);
+    }),
     plain("refcount-too-low", &["refcount-too-low"], |_, raw| raw.set_refcount(data_cluster(raw), 0)),
     with(Flavour::Snapshots, "refcount-too-low-shared", &["refcount-too-low"], |_, raw| {
         let shared = raw.host_offset(12) / raw.cluster_bytes;
