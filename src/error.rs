@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use crate::exit::Exit;
+use crate::heal::HealError;
 use crate::image::{HandleError, LockError, OpenError};
 use crate::report::{escape_message, escape_path};
 use crate::sandbox::error::SandboxError;
@@ -33,6 +34,18 @@ pub enum Error {
         #[source]
         source: SandboxError,
     },
+    /// The healer did not do what was asked.
+    #[error("{}: {}", escape_path(image), source.ending().route().sentence)]
+    Heal {
+        /// The image.
+        image: PathBuf,
+        /// What went wrong.
+        #[source]
+        source: HealError,
+    },
+    /// A repair came to an end without a single job.
+    #[error("the repair ended before anything was looked at")]
+    NothingRan,
     /// Something that is not built yet was asked for.
     #[error("{what} is not built yet")]
     NotBuilt {
@@ -74,9 +87,16 @@ impl Error {
                 Some("shut the virtual machine down, or wait until the other program is done, and try again")
             }
             Self::Sandbox { source, .. } => sandbox_hint(source),
+            Self::Heal { source: HealError::Cage { source, .. }, .. } if sandbox_hint(source).is_some() => {
+                sandbox_hint(source)
+            }
+            Self::Heal { source, .. } => Some(source.ending().route().next).filter(|next| !next.is_empty()),
             Self::NotBuilt { instead, .. } => Some(instead),
             Self::LogFilter { .. } => Some("examples: --log=debug, --log=instar_mount::sandbox=trace"),
-            Self::Image(HandleError::Lock(LockError::Io { .. })) | Self::Output(_) | Self::Json(_) => None,
+            Self::Image(HandleError::Lock(LockError::Io { .. }))
+            | Self::NothingRan
+            | Self::Output(_)
+            | Self::Json(_) => None,
         }
     }
 

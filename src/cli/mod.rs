@@ -11,10 +11,15 @@ use clap::Parser;
 use crate::error::Error;
 use crate::exit::Exit;
 
+pub mod check;
+pub mod info;
+pub mod inspect;
 pub mod log;
 pub mod options;
+pub mod repair;
 pub mod say;
 pub mod size;
+pub mod undo;
 
 /// A whole program: parses the process's arguments, does `work`, explains what went wrong. A panic, which is a
 /// bug, ends with [`Exit::Failed`] after the panic's own message.

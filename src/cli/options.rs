@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use instar_abi::problem::Tier;
 
 use super::size;
+use crate::error::Error;
 
 const CHECK_EXAMPLES: &str = "\
 Exit codes:
@@ -17,10 +18,10 @@ Exit codes:
   63  not a format, or a feature of it, that can be checked
 
 Examples:
-  instar check disk.qcow2                        what is wrong with it?
-  instar check --repair=leaks --preview disk.qcow2   what would a repair do?
-  instar check --repair=leaks disk.qcow2         give leaked space back
-  instar check --output=json disk.qcow2          the same for programs";
+  instar check disk.qcow2                    what is wrong with it?
+  instar check --repair --preview disk.qcow2 what would a repair do?
+  instar check --repair=leaks disk.qcow2     give leaked space back
+  instar check --output=json disk.qcow2      the same for programs";
 
 const MOUNT_EXAMPLES: &str = "\
 The disk appears as MOUNTPOINT/<image name>.raw, or as MOUNTPOINT itself where that is a regular file.
@@ -47,6 +48,10 @@ pub struct Instar {
 pub enum Command {
     /// Check an image, and with --repair heal it.
     Check(CheckArgs),
+    /// Finish a repair that was interrupted.
+    Resume(ResumeArgs),
+    /// Take back the last repair, finished or interrupted: every byte as it was before.
+    Undo(UndoArgs),
     /// Tell what an image is: format, sizes, features, snapshots, names of other files. Counts nothing.
     Info(InfoArgs),
 }
@@ -100,6 +105,28 @@ pub struct InfoArgs {
     pub image: PathBuf,
 }
 
+/// `instar resume`.
+#[derive(Debug, Args)]
+pub struct ResumeArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the type says it")]
+    pub cage: CageArgs,
+    /// How to print the result.
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: OutputFormat,
+    /// The image.
+    #[arg(value_name = "IMAGE")]
+    pub image: PathBuf,
+}
+
+/// `instar undo`.
+#[derive(Debug, Args)]
+pub struct UndoArgs {
+    /// The image.
+    #[arg(value_name = "IMAGE")]
+    pub image: PathBuf,
+}
+
 /// `instar-mount`: serve the disk inside a QCOW2 image as a raw file, healed first if asked to.
 ///
 /// The image is checked before it is served. Without --repair no byte of it is ever written.
@@ -143,6 +170,23 @@ pub struct RepairArgs {
     pub preview: bool,
 }
 
+impl RepairArgs {
+    /// The tier that was asked for, if any and if it is built.
+    ///
+    /// # Errors
+    /// [`Error::NotBuilt`].
+    pub fn built_tier(&self) -> Result<Option<Tier>, Error> {
+        match self.repair {
+            None => Ok(None),
+            Some(RepairTier::Leaks) => Ok(Some(Tier::Leaks)),
+            Some(RepairTier::All) => Err(Error::NotBuilt {
+                what: "--repair=all",
+                instead: "--repair=leaks frees space that nothing uses; for anything else keep a copy of the image",
+            }),
+        }
+    }
+}
+
 /// How much a repair may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum RepairTier {
@@ -151,15 +195,6 @@ pub enum RepairTier {
     /// Besides, mend what the rest of the metadata determines.
     #[value(hide = true)]
     All,
-}
-
-impl From<RepairTier> for Tier {
-    fn from(tier: RepairTier) -> Self {
-        match tier {
-            RepairTier::Leaks => Self::Leaks,
-            RepairTier::All => Self::All,
-        }
-    }
 }
 
 /// Where the image is looked at, and with what.

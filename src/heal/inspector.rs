@@ -153,6 +153,11 @@ impl Observer for Tally<'_> {
         self.inner.finding(problem, finding);
     }
 
+    fn finding_dropped(&mut self, problem: Problem, finding: &Finding) {
+        self.overflowed = true;
+        self.inner.finding_dropped(problem, finding);
+    }
+
     fn owner(&mut self, owner: &instar_abi::finding::Owner) {
         self.inner.owner(owner);
     }

@@ -1,7 +1,6 @@
 //! Receives what a job tells and keeps what a report needs of it.
 //!
-//! Invariant: bounded by the sandbox's limits on findings and by [`OWNERS_MAX`] and the bound on names; what is
-//! not kept is counted.
+//! Invariant: bounded by [`FINDINGS_MAX`], [`OWNERS_MAX`] and the bound on names; what is not kept is counted.
 
 use instar_abi::call::{Phase, ProgressRecord, TextKind};
 use instar_abi::finding::{Finding, Owner};
@@ -13,6 +12,8 @@ use super::progress::Progress;
 use super::tally::Tally;
 use crate::sandbox::observer::Observer;
 
+/// Most findings kept.
+pub const FINDINGS_MAX: usize = 10_000;
 /// Most owners kept of one finding.
 pub const OWNERS_MAX: usize = 64;
 
@@ -33,6 +34,14 @@ impl Collector {
         Self { progress, ..Self::default() }
     }
 
+    /// Forgets what was told so far: a check begins anew.
+    pub fn restart(&mut self) {
+        self.tally = Tally::default();
+        self.findings.clear();
+        self.findings_dropped = 0;
+        self.names = Names::default();
+    }
+
     /// Counts so far.
     #[must_use]
     pub const fn tally(&self) -> &Tally {
@@ -48,6 +57,9 @@ impl Collector {
 
 impl Observer for Collector {
     fn finding(&mut self, problem: Problem, finding: &Finding) {
+        if self.findings.len() >= FINDINGS_MAX {
+            return self.finding_dropped(problem, finding);
+        }
         self.tally.add(problem, finding);
         self.findings.push(KeptFinding { problem, finding: *finding, owners: Vec::new() });
     }

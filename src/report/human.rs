@@ -4,12 +4,12 @@ use std::io::{self, Write};
 
 use instar_abi::call::TextKind;
 use instar_abi::finding::NONE;
-use instar_abi::problem::{Severity, Tier};
+use instar_abi::problem::{Problem, Severity, Tier};
 
 use super::describe::{ImageReport, feature_names};
 use super::escape::escape_path;
-use super::json::{cure_name, severity_name, tier_name};
-use super::model::{CheckReport, KeptFinding, RepairFacts, RepairOutcome, SandboxFacts, Verdict};
+use super::json::{cage_name, severity_name, tier_name};
+use super::model::{CheckReport, KeptFinding, RepairFacts, SandboxFacts, Verdict};
 use super::names::Names;
 use super::prospect::Prospect;
 use super::sentence::{disk_name, sentence, table_name};
@@ -38,6 +38,9 @@ pub fn write_check(report: &CheckReport, options: HumanOptions, out: &mut dyn Wr
         return Ok(());
     }
     writeln!(out, "{}: {}", escape_path(&report.image), headline(report))?;
+    if verdict == Verdict::NotQcow2 {
+        return Ok(());
+    }
     write_shape(report, out)?;
     if options.all {
         write_findings(report, out)?;
@@ -65,7 +68,21 @@ fn headline(report: &CheckReport) -> String {
         Verdict::Corruptions => counted(report.corruptions(), "corruption", "corruptions"),
         Verdict::Incomplete => "no verdict: parts of the image could not be looked at".to_owned(),
         Verdict::Unsupported => "no verdict: the image uses a feature that cannot be checked yet".to_owned(),
-        Verdict::NotQcow2 => "not a format that is checked: no QCOW2 magic".to_owned(),
+        Verdict::NotQcow2 => format!("not a format that is checked: {}", other_format(report)),
+    }
+}
+
+/// What a file without the QCOW2 magic begins with, where that is well known. A hint for people: the bytes are
+/// the inmate's word.
+fn other_format(report: &CheckReport) -> &'static str {
+    let magic = report.tally.row(Problem::NotQcow2).map(|row| row.first.stored);
+    match magic.and_then(|magic| u32::try_from(magic).ok()).map(u32::to_be_bytes).as_ref() {
+        Some(b"KDMV" | b"COWD" | b"# Di") => "it reads like VMDK",
+        Some(b"vhdx") => "it reads like VHDX",
+        Some(b"cone") => "it reads like VHD",
+        Some(b"<<< ") => "it reads like VDI",
+        Some(b"QED\0") => "it reads like QED",
+        _ => "it does not begin with the QCOW2 magic; a raw disk has nothing to check",
     }
 }
 
@@ -144,37 +161,20 @@ fn write_guest_bytes(report: &CheckReport, out: &mut dyn Write) -> io::Result<()
 }
 
 fn write_repair(repair: &RepairFacts, out: &mut dyn Write) -> io::Result<()> {
-    let tier = tier_name(repair.tier);
+    let route = repair.ending.route();
+    writeln!(out, "\n  repair ({}): {}", tier_name(repair.tier), route.sentence)?;
     if let Some(plan) = &repair.plan {
-        for step in &plan.steps {
-            writeln!(
-                out,
-                "  step {}: {}, {}",
-                cure_name(step.cure),
-                counted(step.writes, "write", "writes"),
-                bytes(step.bytes)
-            )?;
-        }
+        let writes = counted(plan.writes as u64, "write", "writes");
+        let steps = counted(plan.steps as u64, "step", "steps");
+        writeln!(out, "  plan: {steps}, {writes}, {}", bytes(plan.write_bytes))?;
     }
-    match &repair.outcome {
-        RepairOutcome::NothingToDo => writeln!(out, "  repair ({tier}): nothing to do"),
-        RepairOutcome::Previewed => {
-            writeln!(out, "  repair ({tier}): proven on a copy by a fresh cage; nothing was written")
-        }
-        RepairOutcome::Landed { undo } => {
-            writeln!(out, "  repair ({tier}): done, and a fresh cage found the image as promised")?;
-            match undo {
-                Some(path) => writeln!(out, "  undo file: {}", escape_path(path)),
-                None => Ok(()),
-            }
-        }
-        RepairOutcome::Refused { reason } => {
-            writeln!(out, "  repair ({tier}): refused, nothing was written: {reason}")
-        }
-        RepairOutcome::Quarantined { reason } => {
-            writeln!(out, "  repair ({tier}): its proof failed, the image is as it was: {reason}")
-        }
+    if let Some(path) = &repair.undo_file {
+        writeln!(out, "  undo file: {}", escape_path(path))?;
     }
+    if !route.next.is_empty() {
+        writeln!(out, "  next: {}", route.next)?;
+    }
+    Ok(())
 }
 
 /// What each tier would do and at what price, and the next command.
@@ -187,8 +187,10 @@ fn write_next(report: &CheckReport, options: HumanOptions, out: &mut dyn Write) 
     for tier in [Tier::Leaks, Tier::All] {
         writeln!(out, "  --repair={:<6} {}", tier_name(tier), Prospect::of(report, tier))?;
     }
-    let untried = report.repair.as_ref().is_none_or(|r| matches!(r.outcome, RepairOutcome::Previewed));
-    if untried && Prospect::of(report, Tier::Leaks).cured > 0 {
+    if report.repair.is_some() {
+        return Ok(());
+    }
+    if Prospect::of(report, Tier::Leaks).cured > 0 {
         writeln!(out, "  next: instar check --repair=leaks {image}")?;
     } else if !options.all {
         writeln!(out, "  next: instar check --all {image}")?;
@@ -201,7 +203,7 @@ fn write_sandbox(facts: &SandboxFacts, out: &mut dyn Write) -> io::Result<()> {
     writeln!(
         out,
         "  checked in a {} cage: {}.{:02} s, {} read, {}, at most {} of memory",
-        facts.cage,
+        cage_name(facts.cage),
         stats.wall_us / 1_000_000,
         stats.wall_us / 10_000 % 100,
         bytes(stats.bytes_read),

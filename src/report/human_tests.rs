@@ -68,6 +68,6 @@ fn quiet_says_nothing_of_a_consistent_image() {
 #[test]
 fn repair_outcomes_are_told() {
     let text = told(&samples::repaired(), HumanOptions::default());
-    assert!(text.contains("repair (leaks): done"), "{text}");
+    assert!(text.contains("repair (leaks): repaired, and proven"), "{text}");
     assert!(text.contains("undo file: disk.qcow2.undo"), "{text}");
 }

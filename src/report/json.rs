@@ -6,15 +6,16 @@
 use std::path::Path;
 
 use instar_abi::finding::{ACTIVE, NONE, Owner, Table};
-use instar_abi::problem::{Cost, Cure, Disposition, Row, Severity, Tier};
+use instar_abi::problem::{Cost, Disposition, Row, Severity, Tier};
 use instar_abi::summary::Summary;
 use serde::Serialize;
 
 use super::describe::{ImageReport, feature_names};
 use super::escape::escape_path;
-use super::model::{CheckReport, KeptFinding, RepairFacts, RepairOutcome, SandboxFacts, Verdict};
+use super::model::{CheckReport, KeptFinding, RepairFacts, SandboxFacts, Verdict};
 use super::names::Names;
 use super::sentence::{sentence, table_name};
+use crate::sandbox::CageKind;
 
 /// What `instar check --output=json` prints, and `.instar/report.json` in a mount holds.
 #[derive(Debug, Serialize)]
@@ -23,7 +24,7 @@ use super::sentence::{sentence, table_name};
 pub struct CheckDocument {
     /// The image, as it was named.
     filename: String,
-    /// Always "qcow2": nothing else is checked.
+    /// "qcow2", or "unknown": nothing else is checked.
     format: &'static str,
     /// Parts that could not be looked at.
     check_errors: u64,
@@ -141,13 +142,13 @@ struct OwnerDocument {
 struct RepairDocument {
     /// What it was allowed to do.
     tier: &'static str,
-    outcome: &'static str,
-    /// Why it was refused or quarantined.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
+    /// The ending's permanent id.
+    ending: &'static str,
+    /// The ending in words.
+    sentence: &'static str,
     /// The undo file.
     #[serde(skip_serializing_if = "Option::is_none")]
-    undo: Option<String>,
+    undo_file: Option<String>,
 }
 
 /// A plan.
@@ -155,17 +156,12 @@ struct RepairDocument {
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 struct PlanDocument {
-    steps: Vec<StepDocument>,
-}
-
-/// One step of a plan.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "kebab-case")]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-struct StepDocument {
-    cure: &'static str,
-    writes: u64,
-    bytes: u64,
+    steps: usize,
+    writes: usize,
+    /// Bytes in all writes.
+    write_bytes: u64,
+    /// SHA-256 of the plan, in hexadecimal: the same image gives the same plan.
+    digest: String,
 }
 
 /// The proof.
@@ -238,7 +234,7 @@ pub fn check_json(report: &CheckReport) -> CheckDocument {
     let summary = &report.summary;
     CheckDocument {
         filename: filename(&report.image),
-        format: "qcow2",
+        format: format_name(report.verdict()),
         check_errors: report.check_errors(),
         image_end_offset: summary.image_end_offset,
         corruptions: report.corruptions(),
@@ -274,7 +270,7 @@ pub fn image_json(report: &ImageReport) -> ImageDocument {
     };
     ImageDocument {
         filename: filename(&report.image),
-        format: "qcow2",
+        format: format_name(report.verdict()),
         verdict: verdict_name(report.verdict()),
         version: summary.version,
         virtual_size: summary.virtual_size,
@@ -328,26 +324,27 @@ fn owner(owner: &Owner) -> OwnerDocument {
 }
 
 fn repair(facts: &RepairFacts) -> RepairDocument {
-    let (outcome, reason, undo) = match &facts.outcome {
-        RepairOutcome::NothingToDo => ("nothing-to-do", None, None),
-        RepairOutcome::Previewed => ("previewed", None, None),
-        RepairOutcome::Landed { undo } => ("landed", None, undo.as_deref().map(filename)),
-        RepairOutcome::Refused { reason } => ("refused", Some(reason.clone()), None),
-        RepairOutcome::Quarantined { reason } => ("quarantined", Some(reason.clone()), None),
-    };
-    RepairDocument { tier: tier_name(facts.tier), outcome, reason, undo }
+    RepairDocument {
+        tier: tier_name(facts.tier),
+        ending: facts.ending.id(),
+        sentence: facts.ending.route().sentence,
+        undo_file: facts.undo_file.as_deref().map(filename),
+    }
 }
 
 fn plan(facts: &RepairFacts) -> Option<PlanDocument> {
-    let steps = facts.plan.as_ref()?.steps.iter();
-    let steps =
-        steps.map(|step| StepDocument { cure: cure_name(step.cure), writes: step.writes, bytes: step.bytes });
-    Some(PlanDocument { steps: steps.collect() })
+    let plan = facts.plan?;
+    Some(PlanDocument {
+        steps: plan.steps,
+        writes: plan.writes,
+        write_bytes: plan.write_bytes,
+        digest: plan.digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+    })
 }
 
 fn sandbox(facts: &SandboxFacts, summary: &Summary) -> SandboxDocument {
     SandboxDocument {
-        cage: facts.cage,
+        cage: cage_name(facts.cage),
         fallback: facts.fallback.clone(),
         exits: facts.stats.exits,
         bytes_read: facts.stats.bytes_read,
@@ -372,6 +369,13 @@ fn snapshot(index: u32) -> Option<u32> {
 
 fn table(number: u32) -> &'static str {
     Table::from_u32(number).map_or("unknown", table_name)
+}
+
+const fn format_name(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::NotQcow2 => "unknown",
+        _ => "qcow2",
+    }
 }
 
 /// A verdict's name in documents.
@@ -422,10 +426,11 @@ pub(super) const fn tier_name(tier: Tier) -> &'static str {
     }
 }
 
-/// A cure's name in documents.
-pub(super) const fn cure_name(cure: Cure) -> &'static str {
-    match cure {
-        Cure::FreeLeaks => "free-leaks",
+/// A cage's name in documents.
+pub(super) const fn cage_name(cage: CageKind) -> &'static str {
+    match cage {
+        CageKind::Kvm => "kvm",
+        CageKind::Process => "process",
     }
 }
 

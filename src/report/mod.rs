@@ -24,7 +24,7 @@ pub use describe::ImageReport;
 pub use escape::{escape_bytes, escape_message, escape_path};
 pub use human::{HumanOptions, write_check, write_image};
 pub use json::{check_json, image_json};
-pub use model::{CheckReport, PlanFacts, RepairFacts, RepairOutcome, SandboxFacts, Verdict};
+pub use model::{CheckReport, KeptFinding, RepairFacts, SandboxFacts, Verdict};
 pub use names::Names;
 pub use progress::Progress;
 pub use sentence::sentence;

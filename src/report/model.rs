@@ -3,13 +3,15 @@
 use std::path::PathBuf;
 
 use instar_abi::finding::{Finding, Owner};
-use instar_abi::problem::{Cure, Problem, Severity, Tier};
+use instar_abi::problem::{Problem, Severity, Tier};
 use instar_abi::summary::{Outcome, Summary};
 
 use super::collect::Collector;
 use super::names::Names;
 use super::tally::Tally;
 use crate::exit::Exit;
+use crate::heal::{Ending, PlanFacts};
+use crate::sandbox::CageKind;
 use crate::sandbox::observer::RunStats;
 
 /// What a check came to, in one word.
@@ -57,54 +59,12 @@ pub struct KeptFinding {
 /// What the cage was and what the job cost.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SandboxFacts {
-    /// "kvm" or "process".
-    pub cage: &'static str,
+    /// Which kind.
+    pub cage: CageKind,
     /// Why it is not the one that was preferred.
     pub fallback: Option<String>,
     /// What the job cost.
     pub stats: RunStats,
-}
-
-/// One step of a plan.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PlanStep {
-    /// What it does.
-    pub cure: Cure,
-    /// Writes proposed.
-    pub writes: u64,
-    /// Bytes proposed.
-    pub bytes: u64,
-}
-
-/// What a repair would write or wrote.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct PlanFacts {
-    /// The steps, in order.
-    pub steps: Vec<PlanStep>,
-}
-
-/// How a repair ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RepairOutcome {
-    /// There was nothing that the tier cures.
-    NothingToDo,
-    /// Planned and proven on a copy; nothing was written, as asked.
-    Previewed,
-    /// Written, and proven once more on the image itself.
-    Landed {
-        /// What undoes it.
-        undo: Option<PathBuf>,
-    },
-    /// Not begun; the image was not touched.
-    Refused {
-        /// Why.
-        reason: String,
-    },
-    /// The proof failed; the image was not touched or was rolled back.
-    Quarantined {
-        /// What the proof said.
-        reason: String,
-    },
 }
 
 /// A repair, as far as it went.
@@ -113,11 +73,13 @@ pub struct RepairFacts {
     /// What it was allowed to do.
     pub tier: Tier,
     /// How it ended.
-    pub outcome: RepairOutcome,
+    pub ending: Ending,
     /// What was planned.
     pub plan: Option<PlanFacts>,
-    /// A fresh cage found every promised cure done and nothing new.
+    /// A fresh cage found the repaired image as promised.
     pub attested: bool,
+    /// Where the bytes are that were overwritten.
+    pub undo_file: Option<PathBuf>,
     /// What was found before.
     pub before: Tally,
 }
@@ -165,9 +127,12 @@ impl CheckReport {
         }
     }
 
-    /// Corruptions, fatal ones included.
+    /// Corruptions, fatal ones included. What is no QCOW2 image is not corrupt.
     #[must_use]
     pub fn corruptions(&self) -> u64 {
+        if Outcome::from_u32(self.summary.outcome) == Some(Outcome::NotQcow2) {
+            return 0;
+        }
         self.tally.items(Severity::Corruption).saturating_add(self.tally.items(Severity::Fatal))
     }
 
@@ -191,9 +156,7 @@ impl CheckReport {
     /// Corruptions and leaks that the repair took away.
     #[must_use]
     pub fn fixed(&self) -> (u64, u64) {
-        let Some(RepairFacts { outcome: RepairOutcome::Landed { .. }, before, .. }) = &self.repair else {
-            return (0, 0);
-        };
+        let Some(RepairFacts { attested: true, before, .. }) = &self.repair else { return (0, 0) };
         let corruptions = before.items(Severity::Corruption).saturating_add(before.items(Severity::Fatal));
         (
             corruptions.saturating_sub(self.corruptions()),

@@ -4,11 +4,13 @@ use std::path::PathBuf;
 
 use instar_abi::call::TextKind;
 use instar_abi::finding::{ACTIVE, Finding, NONE, Owner, Table};
-use instar_abi::problem::{Cure, Problem, Tier};
+use instar_abi::problem::{Problem, Tier};
 use instar_abi::summary::{Outcome, Summary};
 
 use super::collect::Collector;
-use super::model::{CheckReport, PlanFacts, PlanStep, RepairFacts, RepairOutcome, SandboxFacts};
+use super::model::{CheckReport, RepairFacts, SandboxFacts};
+use crate::heal::{Ending, PlanFacts};
+use crate::sandbox::CageKind;
 use crate::sandbox::observer::{Observer as _, RunStats};
 
 pub(super) fn summary(outcome: Outcome) -> Summary {
@@ -62,7 +64,7 @@ pub(super) fn report(findings: &[(Problem, Finding)], outcome: Outcome) -> Check
     for (problem, finding) in findings {
         collector.finding(*problem, finding);
     }
-    let sandbox = SandboxFacts { cage: "kvm", fallback: None, stats: RunStats::default() };
+    let sandbox = SandboxFacts { cage: CageKind::Kvm, fallback: None, stats: RunStats::default() };
     CheckReport::new(PathBuf::from("disk.qcow2"), summary(outcome), collector, sandbox)
 }
 
@@ -100,10 +102,15 @@ pub(super) fn corrupt() -> CheckReport {
 
 pub(super) fn repaired() -> CheckReport {
     let before = leaky().tally;
-    let plan = PlanFacts { steps: vec![PlanStep { cure: Cure::FreeLeaks, writes: 1, bytes: 65_536 }] };
-    let outcome = RepairOutcome::Landed { undo: Some(PathBuf::from("disk.qcow2.undo")) };
+    let plan = PlanFacts { steps: 1, writes: 2, write_bytes: 24, digest: [0xab; 32] };
     let mut report = report(&[], Outcome::Complete);
-    report.repair =
-        Some(RepairFacts { tier: Tier::Leaks, outcome, plan: Some(plan), attested: true, before });
+    report.repair = Some(RepairFacts {
+        tier: Tier::Leaks,
+        ending: Ending::Repaired,
+        plan: Some(plan),
+        attested: true,
+        undo_file: Some(PathBuf::from("disk.qcow2.undo")),
+        before,
+    });
     report
 }

@@ -8,5 +8,6 @@
 pub mod damage;
 pub mod image;
 pub mod pattern;
+pub mod program;
 pub mod raw;
 pub mod tools;

@@ -63,6 +63,8 @@ impl Reports {
             charge(&mut self.findings, 1, limits.findings, "findings")?;
             if self.findings <= limits.findings_kept {
                 observer.finding(problem, finding);
+            } else {
+                observer.finding_dropped(problem, finding);
             }
         }
         Ok(())
