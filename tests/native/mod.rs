@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use instar_abi::boot::{FILE_IMAGE, FILES_MAX};
+use instar_abi::boot::{FILE_DATA, FILE_IMAGE, FILES_MAX};
 use instar_abi::call::{DataRange, Phase, ProgressRecord, TextKind};
 use instar_abi::extent::{Extent, MapOp, MapRequest};
 use instar_abi::finding::{Finding, Owner};
@@ -138,11 +138,22 @@ pub fn describe(files: Files, observer: &mut dyn Observer) -> Summary {
 
 /// Looks at images for the healer without a cage.
 #[derive(Debug, Default)]
-pub struct NativeInspector;
+pub struct NativeInspector {
+    /// The external data file.
+    pub data_file: Option<Arc<dyn Backend>>,
+}
+
+impl NativeInspector {
+    fn files(&self, image: Arc<dyn Backend>) -> Files {
+        let mut files = files(image);
+        files[to_usize(u64::from(FILE_DATA))].clone_from(&self.data_file);
+        files
+    }
+}
 
 impl Inspector for NativeInspector {
     fn check(&mut self, image: Arc<dyn Backend>, observer: &mut dyn Observer) -> Result<Ran, SandboxError> {
-        let mut host = NativeHost::new(files(image), observer);
+        let mut host = NativeHost::new(self.files(image), observer);
         let summary = instar_qcow2::check::run(&mut host, &instar_qcow2::check::Options::default());
         Ok(Ran { summary, stats: RunStats::default() })
     }
@@ -153,7 +164,7 @@ impl Inspector for NativeInspector {
         tier: Tier,
         observer: &mut dyn Observer,
     ) -> Result<Ran, SandboxError> {
-        let mut host = NativeHost::new(files(image), observer);
+        let mut host = NativeHost::new(self.files(image), observer);
         let summary = instar_qcow2::plan::run(&mut host, tier);
         Ok(Ran { summary, stats: RunStats::default() })
     }

@@ -459,3 +459,38 @@ impl Site for Machine {
         self
     }
 }
+
+/// The states that can be on disk after a power cut now.
+pub fn crash_states(machine: &Machine) -> Vec<Machine> {
+    let (sectors, names) = machine.pending();
+    let mut survivors = vec![Survivors::Nothing, Survivors::Everything];
+    if sectors <= 24 {
+        survivors.extend((0..sectors).map(Survivors::AllBut));
+        survivors.extend((0..sectors).map(Survivors::Only));
+    }
+    survivors.extend((0..6).map(|seed| Survivors::Some(mix(seed + sectors as u64))));
+    let mut states = Vec::new();
+    for names in 0..=names {
+        states.extend(survivors.iter().map(|&survivors| machine.after_power_cut(survivors, names)));
+    }
+    states
+}
+
+/// Runs `work` with a power cut at each of its operations in turn, and hands over every state that can be left.
+pub fn sweep(start: &Machine, work: impl Fn(&Machine), mut look: impl FnMut(&Machine, &str)) -> usize {
+    let whole = start.after_power_cut(Survivors::Everything, usize::MAX);
+    whole.set_trouble(Trouble::None);
+    work(&whole);
+    let operations = whole.operations();
+    let mut states = 0;
+    for at in 1..=operations {
+        let machine = start.after_power_cut(Survivors::Everything, usize::MAX);
+        machine.set_trouble(Trouble::PowerCut(at));
+        work(&machine);
+        for (index, state) in crash_states(&machine).into_iter().enumerate() {
+            look(&state, &format!("cut at {at} of {operations}, state {index}"));
+            states += 1;
+        }
+    }
+    states
+}
