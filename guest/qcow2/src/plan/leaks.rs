@@ -41,7 +41,7 @@ pub fn propose<H: Host>(host: &mut H, checked: &Checked) {
     let bounds = FileBounds { len: file_len, cluster: header.cluster };
     let leaks = Leaks { checked, header, bounds };
     let blocks = leaks.blocks();
-    let mut reader = Reader::new(host, file_len);
+    let mut reader = Reader::new(file_len);
     let mut rest = blocks.as_slice();
     while !rest.is_empty() {
         let done = (blocks.len() - rest.len()) as u64;
