@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use crate::cli::mount::MountError;
 use crate::exit::Exit;
 use crate::heal::HealError;
 use crate::image::{HandleError, LockError, OpenError};
@@ -54,6 +55,9 @@ pub enum Error {
         /// What can be done instead.
         instead: &'static str,
     },
+    /// There is no mount.
+    #[error(transparent)]
+    Mount(#[from] MountError),
     /// The log filter is not one.
     #[error("--log: filter '{filter}' cannot be understood")]
     LogFilter {
@@ -91,6 +95,7 @@ impl Error {
                 sandbox_hint(source)
             }
             Self::Heal { source, .. } => Some(source.ending().route().next).filter(|next| !next.is_empty()),
+            Self::Mount(error) => error.hint(),
             Self::NotBuilt { instead, .. } => Some(instead),
             Self::LogFilter { .. } => Some("examples: --log=debug, --log=instar_mount::sandbox=trace"),
             Self::Image(HandleError::Lock(LockError::Io { .. }))

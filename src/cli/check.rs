@@ -1,7 +1,10 @@
 //! `instar check`.
 
+use instar_abi::problem::Tier;
+
 use super::inspect::Inspector;
 use super::options::{CheckArgs, ExitCodes, OutputFormat};
+use super::repair::Repaired;
 use super::{repair, say};
 use crate::error::Error;
 use crate::exit::Exit;
@@ -17,15 +20,28 @@ pub fn run(args: &CheckArgs) -> Result<Exit, Error> {
     let tier = args.repair.built_tier()?;
     let image = ImageHandle::open(&args.image, Mode::Read)?;
     let inspector = Inspector::new(&image, &args.cage, args.quiet)?;
-    let report = match tier {
-        None => {
-            warn_of_interruption(&image)?;
-            inspector.check()?
-        }
-        Some(tier) => repair::repair(&image, &inspector, tier, args.repair.preview)?.report,
-    };
+    let report = examine(&image, &inspector, tier, args.repair.preview)?.report;
     print(&report, args.output, HumanOptions { all: args.all, quiet: args.quiet })?;
     Ok(report.exit(args.exit_code == ExitCodes::Detailed))
+}
+
+/// Checks an image, and repairs it where a tier is asked for.
+///
+/// # Errors
+/// [`Error::Sandbox`], [`Error::Heal`].
+pub(super) fn examine(
+    image: &ImageHandle,
+    inspector: &Inspector,
+    tier: Option<Tier>,
+    preview: bool,
+) -> Result<Repaired, Error> {
+    match tier {
+        None => {
+            warn_of_interruption(image)?;
+            Ok(Repaired { report: inspector.check()?, preview: None })
+        }
+        Some(tier) => repair::repair(image, inspector, tier, preview),
+    }
 }
 
 /// Says that the image is not in the state that an interrupted repair or undo was to leave it in.

@@ -15,6 +15,7 @@ pub mod check;
 pub mod info;
 pub mod inspect;
 pub mod log;
+pub mod mount;
 pub mod options;
 pub mod repair;
 pub mod say;

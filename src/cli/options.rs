@@ -143,6 +143,9 @@ pub struct MountOptions {
     /// Stay in the foreground instead of going to the background once the mount answers.
     #[arg(long, short)]
     pub foreground: bool,
+    /// How the program starts itself for the background.
+    #[arg(long, hide = true)]
+    pub background_server: bool,
     /// Print nothing unless something is wrong.
     #[arg(long, short)]
     pub quiet: bool,

@@ -21,19 +21,19 @@ pub enum MountPoint {
 #[derive(Debug, Error)]
 pub enum MountPointError {
     /// Nothing there.
-    #[error("mount point {} does not exist; create an empty folder (mkdir) or file (touch) there", path.display())]
+    #[error("mount point {} does not exist", path.display())]
     Missing {
         /// The path.
         path: PathBuf,
     },
     /// A mount whose server is gone.
-    #[error("mount point {path} holds a mount whose server is gone; release it with: fusermount3 -u {path}", path = path.display())]
+    #[error("mount point {} holds a mount whose server is gone", path.display())]
     Dead {
         /// The path.
         path: PathBuf,
     },
     /// Something is mounted there.
-    #[error("mount point {path} is a mount point already; release it with: umount {path}", path = path.display())]
+    #[error("mount point {} is a mount point already", path.display())]
     Mounted {
         /// The path.
         path: PathBuf,

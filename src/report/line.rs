@@ -1,0 +1,38 @@
+//! The one line of a mount: what was found, what was done, where the disk is.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use instar_abi::summary::feature;
+
+use super::escape::escape_path;
+use super::human::headline;
+use super::model::{CheckReport, Verdict};
+use super::units::counted;
+
+/// One line, without a line end.
+#[must_use]
+pub fn line(report: &CheckReport, served: &Path) -> String {
+    let mut line = format!("{}: {}", escape_path(&report.image), headline(report));
+    let (corruptions, leaks) = report.fixed();
+    let mut add = |text: String| write!(line, ", {text}").unwrap_or_default();
+    if leaks > 0 {
+        add(format!("{} repaired", counted(leaks, "leak", "leaks")));
+    }
+    if corruptions > 0 {
+        add(format!("{} repaired", counted(corruptions, "corruption", "corruptions")));
+    }
+    if matches!(report.verdict(), Verdict::Corruptions | Verdict::Incomplete) {
+        add("what is damaged reads as an I/O error".to_owned());
+    }
+    if report.summary.compressed_clusters > 0 {
+        let clusters =
+            counted(report.summary.compressed_clusters, "compressed cluster", "compressed clusters");
+        add(format!("{clusters} cannot be read yet"));
+    }
+    if report.summary.features & feature::ENCRYPTED != 0 {
+        add("encrypted: guest data stays sealed".to_owned());
+    }
+    write!(line, "; served read-only as {}", escape_path(served)).unwrap_or_default();
+    line
+}
