@@ -53,7 +53,11 @@ fn build(
     }
     let status = cargo.status().map_err(|e| format!("cannot run cargo for guest/payload: {e}"))?;
     if !status.success() {
-        return Err(format!("building guest/payload ({name}) failed: {status}").into());
+        return Err(format!(
+            "building guest/payload ({name}) failed: {status}; after a change of dependencies below guest/, \
+             run `cargo update --manifest-path guest/payload/Cargo.toml --workspace`"
+        )
+        .into());
     }
     let elf = out.join(format!("{name}.elf"));
     fs::copy(target_dir.join(target).join("release/instar-payload"), &elf)?;

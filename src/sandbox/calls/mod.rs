@@ -6,6 +6,8 @@
 
 mod answer;
 mod files;
+#[cfg(test)]
+mod fuzz;
 mod report;
 mod steps;
 

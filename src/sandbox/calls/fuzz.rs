@@ -1,0 +1,134 @@
+//! The call server against a cage that says anything: no call, however made, may panic the host, and what gets
+//! through is within bounds.
+
+use std::sync::Arc;
+
+use instar_abi::boot::JobKind;
+use instar_abi::finding::{ACTIVE, Finding};
+use instar_abi::layout::{ARENA_BASE, LARGE_PAGE};
+use instar_abi::problem::{Cure, Problem};
+use proptest::prelude::*;
+use std::io;
+
+use super::super::memory::Region;
+use super::super::observer::Ignore;
+use super::*;
+use crate::image::Backend;
+
+const IMAGE_BYTES: u64 = 1 << 20;
+
+/// An image of zeros.
+#[derive(Debug)]
+struct Zeros;
+
+impl Backend for Zeros {
+    fn len(&self) -> u64 {
+        IMAGE_BYTES
+    }
+
+    fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
+        assert!(offset + into.len() as u64 <= IMAGE_BYTES);
+        into.fill(0);
+        Ok(())
+    }
+
+    fn write_at(&self, _bytes: &[u8], _offset: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn set_len(&self, _len: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Holds every report against what the server promises.
+#[derive(Debug, Default)]
+struct Strict {
+    scope: Vec<(u64, u64)>,
+}
+
+impl Observer for Strict {
+    fn finding(&mut self, _problem: Problem, finding: &Finding) {
+        assert!(finding.count > 0 && finding.reserved == 0);
+    }
+
+    fn scope(&mut self, _cure: Cure, ranges: &[(u64, u64)]) {
+        self.scope = ranges.to_vec();
+    }
+
+    fn stage(&mut self, offset: u64, bytes: Vec<u8>) {
+        let low = self.scope.iter().map(|range| range.0).min().unwrap();
+        let high = self.scope.iter().map(|range| range.0 + range.1).max().unwrap();
+        assert!(offset >= low && offset + bytes.len() as u64 <= high);
+    }
+}
+
+/// A number that is near something that matters.
+fn number() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        0..4u64,
+        Just(IMAGE_BYTES),
+        Just(ARENA_BASE),
+        Just(ARENA_BASE + LARGE_PAGE - 1),
+        Just(u64::MAX),
+        Just(u64::from(ACTIVE)),
+        (0..64u32).prop_map(|bit| 1 << bit),
+        any::<u64>(),
+    ]
+}
+
+fn one_call() -> impl Strategy<Value = (u32, u32, Vec<u64>)> {
+    let op = prop_oneof![9 => 1..14u32, 1 => any::<u32>()];
+    let count = prop_oneof![9 => 0..4u32, 1 => any::<u32>()];
+    (op, count, prop::collection::vec(number(), 0..40))
+}
+
+fn server(kind: JobKind) -> Server {
+    let small = Region::private(LARGE_PAGE).unwrap();
+    let arena = Region::private(LARGE_PAGE).unwrap();
+    let memory = Arc::new(InmateMemory::new(small, 0, arena, 0));
+    Server::new(&Job::new(kind, Arc::new(Zeros)), memory)
+}
+
+fn put(server: &Server, op: u32, count: u32, words: &[u64]) {
+    let header = CallHeader { op, count, reserved: [0; 3] };
+    server.write(0, header.as_bytes()).unwrap();
+    server.write(RECORDS, words.as_bytes()).unwrap();
+}
+
+proptest! {
+    #[test]
+    fn server_survives_any_sequence_of_calls(
+        kind in prop::sample::select(vec![JobKind::Check, JobKind::Plan, JobKind::Map, JobKind::Describe]),
+        calls in prop::collection::vec(one_call(), 1..20),
+    ) {
+        let mut server = server(kind);
+        let mut observer = Strict::default();
+        for (op, count, words) in calls {
+            put(&server, op, count, &words);
+            // An error ends a job; here it goes on, which asks more of the server, not less.
+            if let Ok(Served::Idle) = server.serve(&mut observer) {
+                let request =
+                    MapRequest { op: 1, snapshot: 0, guest_offset: 4096, guest_len: 9, host_offset: 0, host_len: 0 };
+                server.ask(request).unwrap();
+            }
+        }
+        if let Ok(extents) = server.take_answer() {
+            for extent in extents {
+                prop_assert!(extent.host_offset <= IMAGE_BYTES && extent.host_len <= IMAGE_BYTES - extent.host_offset);
+            }
+        }
+    }
+}
+
+#[test]
+fn server_counts_every_call_it_is_rung_for() {
+    let mut server = server(JobKind::Check);
+    put(&server, 99, 0, &[]);
+    assert!(server.serve(&mut Ignore).is_err());
+    assert_eq!(server.stats().exits, 1);
+}
