@@ -171,6 +171,11 @@ impl Roots {
             Err(fault) => return report.fault(&fault),
             Ok(range) => range,
         };
+        let whole = image.bounds.clusters() - image.header.cluster.index(range.offset);
+        let clusters = u64::from(image.header.refcount_table_clusters);
+        if clusters > whole {
+            report.fault(&Fault::header(Problem::HeaderRefcountTableSize, 56, 4, clusters, whole));
+        }
         self.region(Table::RefcountTable, ACTIVE, range.offset, range.len, 48);
         let cluster = image.header.cluster.usize();
         let mut at = 0;
