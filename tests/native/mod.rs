@@ -34,12 +34,18 @@ pub struct NativeHost<'a> {
     observer: &'a mut dyn Observer,
     resident: Option<(Receiver<MapRequest>, Sender<Vec<Extent>>)>,
     extents: Option<Vec<Extent>>,
+    memory_bytes: usize,
 }
 
 impl<'a> NativeHost<'a> {
     /// A host for a job that ends by itself.
     pub fn new(files: Files, observer: &'a mut dyn Observer) -> Self {
-        Self { files, observer, resident: None, extents: None }
+        Self { files, observer, resident: None, extents: None, memory_bytes: 256 << 20 }
+    }
+
+    /// The same with another memory budget.
+    pub fn with_memory(self, memory_bytes: usize) -> Self {
+        Self { memory_bytes, ..self }
     }
 
     fn file(&self, file: u32) -> Option<&Arc<dyn Backend>> {
@@ -127,7 +133,7 @@ impl Host for NativeHost<'_> {
     }
 
     fn memory_budget(&self) -> usize {
-        256 << 20
+        self.memory_bytes
     }
 }
 

@@ -5,9 +5,12 @@
 //! mistake made there is not repeated here.
 #![allow(dead_code, reason = "each test program uses its own part of this")]
 
+pub mod builder;
 pub mod damage;
+pub mod fields;
 pub mod image;
 pub mod pattern;
 pub mod program;
 pub mod raw;
+pub mod reference;
 pub mod tools;
