@@ -269,6 +269,12 @@ pub const RECIPES: &[Recipe] = &[
     with(Flavour::Snapshots, "l2-copied-wrong", &["l2-copied-wrong"], |_, raw| {
         raw.change(raw.l2_entry(12), |entry| entry | COPIED);
     }),
+    plain("table-garbage", &["table-garbage"], |_, raw| {
+        let table = raw.number(raw.l1_entry(0), 8) & OFFSET;
+        for index in 0..raw.cluster_bytes / 8 {
+            raw.set_number(table + index * 8, 8, (index + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        }
+    }),
     plain("l2-table-truncated", &["l2-table-truncated"], |_, raw| {
         let moved = raw.append_clusters(1, 1) * raw.cluster_bytes;
         let old = raw.number(raw.l1_entry(0), 8) & OFFSET;

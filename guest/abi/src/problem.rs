@@ -434,6 +434,9 @@ problems! {
     172 FileTruncated "file-truncated" Corruption [Refuse] DropsData
         "the file is {stored:bytes} long, but cluster {index} is in use, which ends at {expected}";
         "The end of the file is missing."
+    173 TableGarbage "table-garbage" Corruption [Refuse] DropsData
+        "{table} at {host}: {stored:d} faults among its {expected:d} entries, this is no such table ({guest})";
+        "It was overwritten, or what points to it is wrong: what it mapped is not readable."
 }
 
 /// The ways in which damage is mended. One cure for each curable problem.

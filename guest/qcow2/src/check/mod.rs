@@ -286,7 +286,9 @@ impl Check {
         }
         self.report.close_runs();
         self.report.flush(host);
-        let is_complete = self.roots.is_active_found && !self.roots.refcount_table.is_empty();
+        let is_complete = self.roots.is_active_found
+            && !self.roots.refcount_table.is_empty()
+            && !self.report.is_incomplete();
         let outcome = if is_complete { Outcome::Complete } else { Outcome::Incomplete };
         let bitmaps = self.image.extensions.bitmaps.map_or(0, |extension| extension.bitmaps);
         let summary = Summary {
@@ -311,6 +313,10 @@ impl Check {
         };
         let refcount_table = self.roots.refcount_table;
         let frees_past_end = is_complete && !self.report.has_corruption();
+        if self.report.casts_doubt() {
+            // A later window may have found what an earlier one did not know.
+            self.free.clear();
+        }
         Checked { summary, header: Some(header), refcount_table, free: self.free, frees_past_end }
     }
 }

@@ -15,6 +15,10 @@ use crate::ondisk::Fault;
 const PENDING_MAX: usize = 1024;
 /// Owners told of one finding.
 const OWNERS_MAX: u32 = 8;
+/// Runs of faulty entries that one table may have and still be told of entry by entry.
+const TABLE_RUNS_MAX: usize = 64;
+/// Garbage tables that are remembered, so that a second look does not tell of them again.
+const GARBAGE_MAX: usize = 4096;
 /// Findings whose owners are looked for.
 const WANTED_MAX: usize = 256;
 
@@ -27,6 +31,32 @@ struct Wanted {
     told: u32,
 }
 
+/// The faults of one table under the walk. Few are told as they are; a table full of them is told of as one.
+#[derive(Debug)]
+struct Fold {
+    /// The finding that stands for all, with the place of the table.
+    whole: Finding,
+    runs: Vec<(Problem, Finding)>,
+    total: u64,
+    is_garbage: bool,
+}
+
+impl Fold {
+    fn put(&mut self, problem: Problem, finding: Finding) {
+        self.total = self.total.saturating_add(finding.count);
+        // The runs that may go on are among the last ones, one for each problem.
+        let open = self.runs.iter_mut().rev().take(8).find(|(open, _)| *open == problem);
+        if open.is_some_and(|(_, run)| join(run, &finding, problem)) {
+            return;
+        }
+        if self.runs.len() < TABLE_RUNS_MAX {
+            self.runs.push((problem, finding));
+        } else {
+            self.is_garbage = true;
+        }
+    }
+}
+
 /// Collects findings and owners.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -36,11 +66,14 @@ pub struct Report {
     pending: Vec<Finding>,
     owners: Vec<Owner>,
     wanted: Vec<Wanted>,
+    fold: Option<Fold>,
+    garbage: Vec<u64>,
     muted: bool,
     silent: bool,
     casts_doubt: bool,
     are_counts_wrong: bool,
     has_corruption: bool,
+    is_incomplete: bool,
 }
 
 /// Whether a problem leaves the count of every cluster's users beyond doubt: nothing that could have pointed at
@@ -99,6 +132,11 @@ const fn is_about_counts(problem: Problem) -> bool {
     )
 }
 
+/// Whether a problem is that the storage does not give some metadata.
+const fn is_unreadable(problem: Problem) -> bool {
+    matches!(problem, Problem::ReadError | Problem::L1TableUnreadable | Problem::L2TableUnreadable)
+}
+
 /// Whether the users of the clusters that a finding names are worth naming.
 const fn wants_owners(problem: Problem) -> bool {
     use Problem as P;
@@ -136,6 +174,12 @@ impl Report {
         self.casts_doubt
     }
 
+    /// Whether parts of the image could not be looked at.
+    #[must_use]
+    pub const fn is_incomplete(&self) -> bool {
+        self.is_incomplete
+    }
+
     /// Whether anything worse than a leak was found.
     #[must_use]
     pub const fn has_corruption(&self) -> bool {
@@ -167,6 +211,35 @@ impl Report {
         self.casts_doubt |= !leaves_counts_proven(problem);
         self.are_counts_wrong |= is_about_counts(problem);
         self.has_corruption |= problem.row().severity > Severity::Leak;
+        self.is_incomplete |= problem.row().severity == Severity::Fatal || is_unreadable(problem);
+        match &mut self.fold {
+            Some(fold) => fold.put(problem, finding),
+            None => self.put_run(problem, finding),
+        }
+    }
+
+    /// From here on up to [`Self::end_table`], faults are those of the table that `whole` names: a
+    /// [`Problem::TableGarbage`] finding whose `expected` is the number of the table's entries.
+    pub fn begin_table(&mut self, whole: Finding) {
+        self.fold = Some(Fold { whole, runs: Vec::new(), total: 0, is_garbage: false });
+    }
+
+    /// Tells the table's faults one by one, or of the table as a whole where they are too many.
+    pub fn end_table(&mut self) {
+        let Some(fold) = self.fold.take() else { return };
+        if !fold.is_garbage {
+            for (problem, run) in fold.runs {
+                self.put_run(problem, run);
+            }
+        } else if !self.garbage.contains(&fold.whole.host_offset) {
+            if self.garbage.len() < GARBAGE_MAX {
+                self.garbage.push(fold.whole.host_offset);
+            }
+            self.put(Problem::TableGarbage, Finding { stored: fold.total, ..fold.whole });
+        }
+    }
+
+    fn put_run(&mut self, problem: Problem, finding: Finding) {
         let Some(slot) = self.open.iter().position(|(open, _)| *open == problem) else {
             self.open.push((problem, finding));
             return;

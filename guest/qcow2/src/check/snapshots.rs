@@ -156,7 +156,13 @@ impl Walk {
         }
         let disk_bytes = entry.disk_bytes.unwrap_or(image.header.virtual_size);
         check_sizes(entry, disk_bytes, index, at, report, image);
-        let len = (u64::from(entry.l1_entries) * 8).min(L1_TABLE_BYTES_MAX);
+        let needed = disk_bytes.div_ceil(1 << image.header.l1_entry_reach_bits());
+        let stored = u64::from(entry.l1_entries) * 8;
+        let len = if stored > L1_TABLE_BYTES_MAX {
+            needed.saturating_mul(8).min(L1_TABLE_BYTES_MAX)
+        } else {
+            stored
+        };
         let is_usable = entry.l1_offset != 0 && image.bounds.position(entry.l1_offset) == Position::Inside;
         if !is_usable {
             if len > 0 || entry.l1_offset == 0 || !image.header.cluster.is_aligned(entry.l1_offset) {

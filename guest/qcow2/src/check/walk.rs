@@ -8,12 +8,13 @@
 use alloc::vec::Vec;
 
 use instar_abi::call::Phase;
-use instar_abi::finding::{ACTIVE, Table};
+use instar_abi::finding::{ACTIVE, Finding, NONE, Table};
 use instar_abi::problem::Problem;
 
 use super::reader::{BATCH_BYTES, Bytes, Reader};
 use super::report::Report;
 use super::roots::{Disk, Image, Roots, words};
+use super::tally::table_finding;
 use crate::host::Host;
 use crate::ondisk::Fault;
 use crate::ondisk::l1::L1Entry;
@@ -150,6 +151,7 @@ fn gather<H: Host, V: Visitor>(
 ) {
     let piece = BATCH_BYTES as u64 / 8;
     let mut first = 0;
+    report.begin_table(garbage(disk, image));
     while first < disk.l1_entries {
         let count = piece.min(disk.l1_entries - first);
         let at = disk.l1_offset + first * 8;
@@ -170,6 +172,22 @@ fn gather<H: Host, V: Visitor>(
         }
         first += count;
     }
+    report.end_table();
+}
+
+/// The finding that says of a whole L1 table that it is none.
+fn garbage(disk: &Disk, image: &Image) -> Finding {
+    let fault = Fault {
+        problem: Problem::TableGarbage,
+        table: Table::L1,
+        host_offset: disk.l1_offset,
+        host_len: disk.l1_entries.saturating_mul(8),
+        index: NONE,
+        stored: 0,
+        expected: disk.l1_entries,
+    };
+    let guest_len = disk.l1_entries.saturating_mul(image.format.table_reach_bytes());
+    Finding { snapshot: disk.snapshot, guest_offset: 0, guest_len, ..fault.finding() }
 }
 
 /// The table that an L1 entry points to, if it may be followed.
@@ -201,6 +219,7 @@ fn read_tables<H: Host, V: Visitor>(
 ) {
     let cluster = image.header.cluster.usize();
     let total = refs.len() as u64 * cluster as u64;
+    let entries = 1 << image.format.table_bits();
     let mut rest = refs;
     while !rest.is_empty() {
         let done = total - rest.len() as u64 * cluster as u64;
@@ -208,7 +227,11 @@ fn read_tables<H: Host, V: Visitor>(
         let places = rest.iter().map(|table| (table.offset, cluster));
         let taken = reader.batch(host, places, |position, bytes| {
             if let Some(table) = rest.get(position) {
+                let mut whole = table_finding(image, table, Problem::TableGarbage, 0, entries);
+                whole.index = NONE;
+                report.begin_table(whole);
                 visitor.table(report, table, bytes);
+                report.end_table();
             }
         });
         report.flush_some(host);

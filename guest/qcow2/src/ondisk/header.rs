@@ -256,12 +256,14 @@ impl Header {
         FileBounds { len: file_len, cluster: self.cluster }
     }
 
-    /// Where the active L1 table is; entries over QEMU's limit are not included.
+    /// Where the active L1 table is. A table over QEMU's limit is taken to be as long as the disk needs.
     ///
     /// # Errors
     /// [`Problem::HeaderL1Offset`] where it does not start at a cluster of the file other than the first.
     pub fn l1_table(&self, bounds: &FileBounds) -> Result<TableRange, Fault> {
-        let len = (u64::from(self.l1_entries) * 8).min(L1_TABLE_BYTES_MAX);
+        let stored = u64::from(self.l1_entries) * 8;
+        let needed = self.l1_entries_needed().saturating_mul(8).min(L1_TABLE_BYTES_MAX);
+        let len = if stored > L1_TABLE_BYTES_MAX { needed } else { stored };
         table(bounds, self.l1_offset, len, Problem::HeaderL1Offset, 40)
     }
 
