@@ -194,3 +194,25 @@ fn too_little_free_space_is_told_before_anything_is_written() {
     assert_eq!(error.ending(), Ending::NoSpace);
     assert_eq!(machine.operations(), 0);
 }
+
+#[test]
+fn storage_error_at_every_operation_of_an_undo_is_told_and_undo_finishes_it() {
+    let repaired = Machine::new(leaky());
+    repair(&repaired, Mischief::Grows).unwrap();
+    let whole = again(&repaired);
+    undo_at(&whole).unwrap();
+    for at in 1..=whole.operations() {
+        let machine = again(&repaired);
+        machine.set_trouble(Trouble::Fails(at, ErrorKind::Other));
+        let error = undo_at(&machine).unwrap_err();
+        assert_eq!(error.ending(), Ending::UndoInterrupted, "operation {at}: {error:?}");
+        machine.set_trouble(Trouble::None);
+        let machine = again(&machine);
+        match undo_at(&machine) {
+            Ok(ending) => assert_eq!(ending, Ending::Undone),
+            // The very last operation had done its work before it failed.
+            Err(error) => assert_eq!((at, error.ending()), (whole.operations(), Ending::NoUndo)),
+        }
+        assert!(machine.image() == leaky(), "operation {at}");
+    }
+}

@@ -116,7 +116,8 @@ endings! {
         "an interrupted repair has left its journal, nothing was written";
         "run instar resume to finish it or instar undo to go back"
     UndoInterrupted "undo-interrupted" Failed
-        "an undo was interrupted while it was putting old bytes back"; "run instar undo to finish it"
+        "an undo was interrupted while it was putting old bytes back; its undo file is kept";
+        "check the storage below, then run instar undo to finish it"
     JournalDamaged "journal-damaged" Failed
         "the journal is damaged or not to be trusted, nothing was written";
         "run instar undo to go back, or remove the journal and check again"

@@ -104,6 +104,17 @@ pub enum HealError {
         #[source]
         source: io::Error,
     },
+    /// Storage failed while the image was put back; the undo file is still there.
+    #[error("{}: cannot {action}", path.display())]
+    UndoFailed {
+        /// Which file.
+        path: PathBuf,
+        /// What was tried, as an infinitive.
+        action: &'static str,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
     /// The image is written, but the check of it gave no result; the journal is still there.
     #[error("the check of the repaired image gave no result")]
     Unattested(#[source] SandboxError),
@@ -175,7 +186,7 @@ impl HealError {
             Self::Storage { .. } => Ending::StorageFailed,
             Self::Interrupted { .. } | Self::Unattested(_) => Ending::LandingInterrupted,
             Self::JournalFound(_) => Ending::JournalFound,
-            Self::UndoInterrupted(_) => Ending::UndoInterrupted,
+            Self::UndoFailed { .. } | Self::UndoInterrupted(_) => Ending::UndoInterrupted,
             Self::JournalDamaged { .. } => Ending::JournalDamaged,
             Self::JournalForeign { .. } => Ending::JournalForeign,
             Self::NoJournal(_) => Ending::NoJournal,

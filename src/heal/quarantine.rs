@@ -40,7 +40,7 @@ pub(super) fn undo(site: &dyn Site) -> Result<Ending, HealError> {
     }
     let live = Latch::new(site.open_writable()?);
     let folder = site.folder();
-    let interrupted = |action| move |source| HealError::Interrupted { path: path(), action, source };
+    let interrupted = |action| move |source| HealError::UndoFailed { path: path(), action, source };
     begin(folder).map_err(interrupted("rename the undo file"))?;
     undo.put_back(&live).map_err(interrupted("put back the old bytes"))?;
     end(folder).map_err(interrupted("remove the undo file"))?;
