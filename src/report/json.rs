@@ -15,6 +15,7 @@ use super::escape::escape_path;
 use super::model::{CheckReport, KeptFinding, RepairFacts, SandboxFacts, Verdict};
 use super::names::Names;
 use super::sentence::{sentence, table_name};
+use super::tally::TallyRow;
 use crate::sandbox::CageKind;
 
 /// What `instar check --output=json` prints, and `.instar/report.json` in a mount holds.
@@ -57,6 +58,8 @@ pub struct CheckDocument {
     compressed_clusters: u64,
     /// What it all comes to.
     verdict: &'static str,
+    /// Counts of all findings by problem, kept or not.
+    problems: Vec<ProblemDocument>,
     /// Every finding that was kept.
     findings: Vec<FindingDocument>,
     /// Findings that were only counted.
@@ -72,6 +75,20 @@ pub struct CheckDocument {
     attestation: Option<AttestationDocument>,
     /// Where the image was looked at, and what that cost.
     sandbox: SandboxDocument,
+}
+
+/// All findings of one problem.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct ProblemDocument {
+    /// The problem's permanent id (docs/problems.md).
+    problem: &'static str,
+    severity: &'static str,
+    /// Findings, a run counted once.
+    findings: u64,
+    /// Entries, clusters or fields that the findings stand for.
+    items: u64,
 }
 
 /// One finding.
@@ -246,6 +263,7 @@ pub fn check_json(report: &CheckReport) -> CheckDocument {
         fragmented_clusters: summary.fragmented_clusters,
         compressed_clusters: summary.compressed_clusters,
         verdict: verdict_name(report.verdict()),
+        problems: report.tally.rows().map(problem).collect(),
         findings: report.findings.iter().map(|kept| finding(kept, &report.names)).collect(),
         findings_dropped: report.findings_dropped,
         repair: report.repair.as_ref().map(repair),
@@ -311,6 +329,16 @@ fn finding(kept: &KeptFinding, names: &Names) -> FindingDocument {
         stored: known(finding.stored),
         expected: known(finding.expected),
         owners: kept.owners.iter().map(owner).collect(),
+    }
+}
+
+fn problem(row: &TallyRow) -> ProblemDocument {
+    let Row { id, severity, .. } = *row.problem.row();
+    ProblemDocument {
+        problem: id,
+        severity: severity_name(severity),
+        findings: row.findings,
+        items: row.items,
     }
 }
 

@@ -61,11 +61,14 @@ const fn with(
 pub const RECIPES: &[Recipe] = &[
     Recipe { exit: 63, ..plain("not-qcow2", &["not-qcow2"], |_, raw| raw.set(field::MAGIC, 0)) },
     plain("header-truncated", &["header-truncated"], |_, raw| raw.set_len(60)),
-    plain("header-version", &["header-version"], |_, raw| raw.set(field::VERSION, 1)),
+    Recipe { exit: 63, ..plain("header-version", &["header-version"], |_, raw| raw.set(field::VERSION, 1)) },
     plain("header-cluster-bits", &["header-cluster-bits"], |_, raw| raw.set(field::CLUSTER_BITS, 5)),
     plain("header-length", &["header-length"], |_, raw| raw.set(field::HEADER_LENGTH, 96)),
     plain("header-refcount-order", &["header-refcount-order"], |_, raw| raw.set(field::REFCOUNT_ORDER, 7)),
-    plain("header-crypt-method", &["header-crypt-method"], |_, raw| raw.set(field::CRYPT_METHOD, 9)),
+    Recipe {
+        exit: 63,
+        ..plain("header-crypt-method", &["header-crypt-method"], |_, raw| raw.set(field::CRYPT_METHOD, 9))
+    },
     Recipe {
         exit: 63,
         ..plain("header-incompatible-feature", &["header-incompatible-feature"], |_, raw| {
@@ -103,7 +106,7 @@ pub const RECIPES: &[Recipe] = &[
     }),
     plain("header-corrupt", &["header-corrupt"], |_, raw| raw.set(field::INCOMPATIBLE, 2)),
     plain("header-virtual-size", &["header-virtual-size"], |image, raw| {
-        raw.set(field::SIZE, image.virtual_bytes / 3);
+        raw.set(field::SIZE, 4 * image.cluster_bytes);
     }),
     plain("extension-length", &["extension-length"], |_, raw| {
         raw.set_number(feature_table(raw).0 + 4, 4, 0x7fff_ffff);
@@ -338,7 +341,7 @@ pub const RECIPES: &[Recipe] = &[
         })
     },
     // External data file.
-    with(Flavour::DataFile, "data-file-offset", &["data-file-offset"], |_, raw| {
+    with(Flavour::DataFileRaw, "data-file-offset", &["data-file-offset"], |_, raw| {
         raw.change(raw.l2_entry(0), |entry| entry + 2 * 65_536);
     }),
     with(Flavour::DataFileRaw, "data-file-raw-backing", &["data-file-raw-backing"], |_, raw| {
@@ -426,7 +429,7 @@ pub const RECIPES: &[Recipe] = &[
     plain("metadata-overlap", &["metadata-overlap"], |_, raw| {
         raw.set(field::REFCOUNT_TABLE_OFFSET, raw.get(field::L1_OFFSET));
     }),
-    plain("file-truncated", &["file-truncated"], |_, raw| {
+    plain("l2-entry-past-eof-truncated", &["l2-entry-past-eof"], |_, raw| {
         raw.set_len(raw.len() - 2 * raw.cluster_bytes);
     }),
 ];

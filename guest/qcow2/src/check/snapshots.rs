@@ -73,7 +73,7 @@ pub fn find<H: Host>(
     }
     if walk.next < count {
         let at = walk.at;
-        report.fault(&fault(Problem::SnapshotTableTruncated, walk.next, at, NONE, NONE, NONE));
+        report.fault(&fault(Problem::SnapshotTableTruncated, walk.next, at, 1, NONE, NONE));
     }
     roots.region(Table::SnapshotTable, ACTIVE, start, (walk.at - start).max(1), 64);
 }
