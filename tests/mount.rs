@@ -76,19 +76,23 @@ impl Scene {
 
     /// The process that serves the mount point in the background.
     fn server(&self) -> Pid {
+        self.process(b"--background-server").expect("a process serves the mount")
+    }
+
+    /// The process whose command line names the mount point and has `word` in it.
+    fn process(&self, word: &[u8]) -> Option<Pid> {
         let point = self.point();
+        let point = point.as_os_str().as_encoded_bytes();
+        let has = |line: &[u8], word: &[u8]| line.windows(word.len()).any(|part| part == word);
         let ours = |pid: &Pid| {
             let line = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
-            let words: Vec<_> = line.split(|byte| *byte == 0).collect();
-            words.contains(&b"--background-server".as_slice())
-                && words.contains(&point.as_os_str().as_encoded_bytes())
+            has(&line, word) && has(&line, point)
         };
         fs::read_dir("/proc")
             .expect("a /proc")
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
             .filter_map(Pid::from_raw)
             .find(ours)
-            .expect("a process serves the mount")
     }
 }
 
@@ -229,6 +233,30 @@ fn killed_server_leaves_no_dead_mount() {
     scene.mount();
     send(scene.server(), Signal::KILL);
     wait_until("the mount is gone", || !is_mounted(&scene.point()));
+    scene.mount();
+    scene.unmount();
+}
+
+/// A mount that nobody unmounts when its server is killed, as users without `user_allow_other` get it, made by
+/// killing the helper first.
+#[test]
+fn dead_mount_is_told_apart_and_can_be_released() {
+    need_mounts!();
+    need!(tools::root());
+    let scene = Scene::new();
+    scene.mount();
+    assert!(fs::metadata(scene.point()).is_ok(), "the kernel remembers the root's attributes");
+    let helper = scene.process(b"auto_unmount").expect("a helper waits for the server's end");
+    send(helper, Signal::KILL);
+    send(scene.server(), Signal::KILL);
+    wait_until("the server is gone", || {
+        fs::File::open(scene.point().join("none"))
+            .is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
+    });
+    let output = tools::run(&mut scene.command());
+    assert_eq!(code(&output), 1);
+    assert!(stderr(&output).contains("whose server is gone"), "{}", stderr(&output));
+    scene.unmount();
     scene.mount();
     scene.unmount();
 }
@@ -395,4 +423,25 @@ fn quiet_mount_of_a_consistent_image_says_nothing() {
     let output = must(scene.command().arg("--quiet"));
     assert_eq!(stderr(&output), "");
     scene.unmount();
+}
+
+#[test]
+fn leaks_are_repaired_before_the_mount_and_every_guest_byte_stays() {
+    need_mounts!();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let leaky = recipe("refcount-leak-one").make(folder.path());
+    assert_eq!(leaky.qemu_check(), 3, "the recipe leaks");
+    let scene = Scene::with(folder, leaky.path.clone());
+    let preview = tools::ensure_untouched(&[&scene.image], || {
+        let output = must(scene.command().args(["--repair=leaks", "--preview"]));
+        assert_eq!(byte_at(&scene.point().join("refcount-leak-one.raw"), 0).expect("the disk is read"), b'I');
+        scene.unmount();
+        output
+    });
+    assert!(stderr(&preview).contains("leak"), "{}", stderr(&preview));
+    let output = must(scene.command().arg("--repair=leaks"));
+    assert!(stderr(&output).contains("repaired"), "{}", stderr(&output));
+    scene.unmount();
+    assert_eq!(leaky.qemu_check(), 0);
+    leaky.assert_guest_intact();
 }

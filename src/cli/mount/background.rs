@@ -50,6 +50,15 @@ fn exit_of(status: ExitStatus) -> Exit {
     Exit::ALL.into_iter().find(|exit| code == Some(i32::from(exit.code()))).unwrap_or(Exit::Failed)
 }
 
+/// In the server: takes the program's own name, which lists of processes would else show as that of the link it
+/// was started through.
+///
+/// # Errors
+/// Those of the system.
+pub fn take_name() -> io::Result<()> {
+    Ok(rustix::thread::set_name(c"instar-mount")?)
+}
+
 /// In the server: tells the caller that the mount answers, and lets go of the terminal.
 ///
 /// # Errors

@@ -51,6 +51,9 @@ pub fn run(options: &MountOptions) -> Result<Exit, Error> {
     if !options.foreground && !options.background_server {
         return Ok(background::call_server().map_err(MountError::Background)?);
     }
+    if options.background_server {
+        background::take_name().map_err(MountError::Background)?;
+    }
     log::start(&options.log)?;
     let tier = options.repair.built_tier()?;
     let ending = Ending::catch().map_err(MountError::Signals)?;
