@@ -21,8 +21,8 @@ const SLACK_BYTES: u64 = 1 << 20;
 
 /// Lands what `proof` was given for. Gives the image, open for writing, and its undo file.
 pub(super) fn land(staged: &Staged<'_>, proof: Proof) -> Result<(Latch, Undo), HealError> {
-    let _used_up = proof;
     let site = staged.context.site;
+    tracing::info!(image = %site.path().display(), cured = proof.cured(), "landing a proven repair");
     refuse_changed_image(staged)?;
     let live = Latch::new(site.open_writable()?);
     if !staged.recorded {

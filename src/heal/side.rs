@@ -75,7 +75,10 @@ impl<'a> SideWriter<'a> {
             Ok(()) => self.folder.sync().map(|()| head.head_digest),
             Err(error) => {
                 // The first error is the one to tell; a part that stays is removed by the next attempt.
-                self.folder.remove(self.file.part()).or(Ok::<(), io::Error>(()))?;
+                if let Err(second) = self.folder.remove(self.file.part()) {
+                    let path = self.folder.path_of(self.file.part());
+                    tracing::warn!(path = %path.display(), error = %second, "an unfinished record stays");
+                }
                 Err(error)
             }
         }
