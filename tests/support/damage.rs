@@ -432,6 +432,11 @@ pub const RECIPES: &[Recipe] = &[
     plain("l2-entry-past-eof-truncated", &["l2-entry-past-eof"], |_, raw| {
         raw.set_len(raw.len() - 2 * raw.cluster_bytes);
     }),
+    plain("file-truncated", &["file-truncated", "l2-entry-past-eof"], |_, raw| {
+        let lost = raw.append_clusters(1, 1) * raw.cluster_bytes;
+        raw.set_number(raw.l2_entry(0), 8, lost | COPIED);
+        raw.set_len(lost);
+    }),
 ];
 
 /// An aligned offset well past the end of the file.

@@ -3,6 +3,7 @@
 //! Refcount blocks are read once, in large batches. Where counts are 16 bits wide and a chunk is narrow, a
 //! block's bytes are compared a whole word of states at a time.
 
+use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 use core::ops::Range;
 
@@ -156,6 +157,10 @@ pub struct Comparison<'a> {
     pub clusters: Range<u64>,
     /// Takes the clusters in use whose stored count is not the true one.
     pub mismatched: &'a mut ClusterSet,
+    /// Clusters past the end of the file that entries point at.
+    pub lost: &'a BTreeSet<u64>,
+    /// The last of them that is counted as in use: the file was longer once.
+    pub last_lost: Option<u64>,
     /// Takes the leaks.
     pub leaks: &'a mut ClusterSet,
 }
@@ -232,6 +237,9 @@ impl Comparison<'_> {
         }
         let max = self.image.header.refcount_width.max();
         let problem = if cluster >= self.image.bounds.clusters() {
+            if self.lost.contains(&cluster) {
+                self.last_lost = self.last_lost.max(Some(cluster));
+            }
             Problem::RefcountPastEof
         } else if usage.count == 0 {
             // A leak that there is no room for is told at once, as one that nothing is proven of.

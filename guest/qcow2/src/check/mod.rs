@@ -31,10 +31,11 @@ mod tally;
 mod triage;
 mod walk;
 
+use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
 use instar_abi::call::Phase;
-use instar_abi::finding::NONE;
+use instar_abi::finding::{NONE, Table};
 use instar_abi::problem::Problem;
 use instar_abi::summary::{Outcome, Summary, feature};
 
@@ -116,8 +117,9 @@ pub fn inspect<H: Host>(host: &mut H, options: &Options) -> Checked {
     }
     let roots = Roots::find(host, &mut reader, &mut report, &image);
     host.progress(Phase::Roots, 0, reader.bytes_read(), reader.bytes_read());
+    let (totals, lost) = (Totals::default(), BTreeSet::new());
     let mut check =
-        Check { reader, report, image, roots, totals: Totals::default(), free: Vec::new(), end: 0 };
+        Check { reader, report, image, roots, totals, free: Vec::new(), end: 0, lost, last_lost: None };
     let passes = check.passes(host);
     check.finish(host, passes)
 }
@@ -149,6 +151,10 @@ struct Check {
     free: Vec<ClusterRun>,
     /// One past the last cluster in use.
     end: u64,
+    /// Clusters past the end of the file that entries point at.
+    lost: BTreeSet<u64>,
+    /// The last of them that stored counts say is in use.
+    last_lost: Option<u64>,
 }
 
 impl Check {
@@ -219,8 +225,9 @@ impl Check {
         let mut tally = Tally::new(image, counts);
         walk::walk(host, reader, report, image, roots, &mut tally, (Phase::Mappings, pass));
         let (totals, beyond_end, empty) = (tally.totals, tally.beyond_end, tally.empty_tables);
+        let lost = tally.lost;
         if pass == 0 {
-            self.totals = totals;
+            (self.totals, self.lost) = (totals, lost);
             if let Some(guest) = beyond_end {
                 let stored = self.image.header.virtual_size;
                 self.report.fault(&Fault::header(Problem::HeaderVirtualSize, 24, 8, stored, guest));
@@ -237,16 +244,18 @@ impl Check {
         (leaks, mismatched): (&mut ClusterSet, &mut ClusterSet),
         pass: u32,
     ) {
-        let Self { reader, report, image, roots, .. } = self;
+        let Self { reader, report, image, roots, lost, last_lost, .. } = self;
         if roots.refcount_table.is_empty() {
             return;
         }
         let blocks =
             compare::Blocks { image, roots, clusters: clusters.clone(), phase: (Phase::Refcounts, pass) };
-        let mut comparison = compare::Comparison { image, counts, clusters, leaks, mismatched };
+        let mut comparison =
+            compare::Comparison { image, counts, clusters, mismatched, lost, last_lost: *last_lost, leaks };
         let each = |report: &mut Report, base, bytes: &[u8]| comparison.block(report, base, bytes);
         blocks.for_each(host, reader, report, |_| true, each);
         comparison.missing_blocks(report, roots);
+        *last_lost = comparison.last_lost;
     }
 
     /// Keeps the end of what is in use or held.
@@ -284,6 +293,9 @@ impl Check {
             let stored = header.incompatible;
             self.report.fault(&Fault::header(Problem::HeaderDirty, 72, 8, stored, NONE));
         }
+        if let Some(cluster) = self.last_lost {
+            self.report.fault(&truncated(self.image.bounds.len, cluster, &header));
+        }
         self.report.close_runs();
         self.report.flush(host);
         let is_complete = self.roots.is_active_found
@@ -318,6 +330,19 @@ impl Check {
             self.free.clear();
         }
         Checked { summary, header: Some(header), refcount_table, free: self.free, frees_past_end }
+    }
+}
+
+/// The fault of a file that ends before a cluster which is pointed at and counted as in use.
+const fn truncated(file_len: u64, cluster: u64, header: &Header) -> Fault {
+    Fault {
+        problem: Problem::FileTruncated,
+        table: Table::File,
+        host_offset: file_len,
+        host_len: 0,
+        index: cluster,
+        stored: file_len,
+        expected: header.cluster.offset(cluster.saturating_add(1)),
     }
 }
 

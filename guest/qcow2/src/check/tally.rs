@@ -3,6 +3,8 @@
 //! The usual entry of an image is one mask, one bound and one two-bit update away from the next; everything
 //! else goes through the full decoder.
 
+use alloc::collections::BTreeSet;
+
 use instar_abi::finding::{ACTIVE, Finding, NONE, Table};
 use instar_abi::problem::Problem;
 
@@ -14,6 +16,7 @@ use super::walk::{TableRef, Visitor, l1_entry_faults};
 use crate::ondisk::bytes::{be_u64, is_zero};
 use crate::ondisk::l1::{COPIED, L1Entry, OFFSET_MASK};
 use crate::ondisk::l2::{L2Entry, Mapping, SUBCLUSTERS, ZERO};
+use crate::ondisk::units::Position;
 
 /// What QEMU's check tells of the active disk's allocation, with QEMU's meanings.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -26,6 +29,9 @@ pub struct Totals {
     pub compressed: u64,
 }
 
+/// Clusters past the end of the file that are remembered.
+const LOST_MAX: usize = 4096;
+
 /// Counts references.
 #[derive(Debug)]
 pub struct Tally<'a> {
@@ -37,6 +43,8 @@ pub struct Tally<'a> {
     pub empty_tables: u64,
     /// Lowest guest offset that is mapped past the active disk's end.
     pub beyond_end: Option<u64>,
+    /// Clusters past the end of the file that entries point at, the first [`LOST_MAX`] of them.
+    pub lost: BTreeSet<u64>,
     file_len: u64,
     /// Offset bits of a whole cluster.
     offsets: u64,
@@ -66,6 +74,7 @@ impl<'a> Tally<'a> {
             totals: Totals::default(),
             empty_tables: 0,
             beyond_end: None,
+            lost: BTreeSet::new(),
             file_len: image.bounds.len,
             offsets: OFFSET_MASK & !(cluster - 1),
             last_whole: image.bounds.len.saturating_sub(cluster),
@@ -160,6 +169,7 @@ impl<'a> Tally<'a> {
     ) {
         let host = entry.host_field();
         if host >= self.file_len {
+            self.note_lost(host);
             self.tell(report, context, index, Problem::L2EntryPastEof, host, self.file_len);
             return;
         }
@@ -206,6 +216,7 @@ impl<'a> Tally<'a> {
         // The last sector may be physically short: payloads are not padded to sectors at the end of a file.
         let end = host.saturating_add(len);
         if host >= self.file_len || end > self.file_len.saturating_add(511) {
+            self.note_lost(end.saturating_sub(1));
             self.tell(report, context, index, Problem::CompressedPastEof, host, self.file_len);
         }
         let last = cluster.index(end - 1).min(cluster.count(self.file_len).saturating_sub(1));
@@ -252,6 +263,12 @@ impl<'a> Tally<'a> {
         });
         if let Some(index) = mapped {
             self.beyond_end = Some(guest.saturating_add(cluster.offset(index)));
+        }
+    }
+
+    fn note_lost(&mut self, offset: u64) {
+        if self.lost.len() < LOST_MAX {
+            self.lost.insert(self.image.header.cluster.index(offset));
         }
     }
 
@@ -341,6 +358,9 @@ impl Visitor for Tally<'_> {
     ) {
         if sweep > 0 {
             return;
+        }
+        if self.image.bounds.position(entry.l2_offset()) == Position::PastEof {
+            self.note_lost(entry.l2_offset());
         }
         for fault in l1_entry_faults(self.image, index, at, entry) {
             let mut finding = fault.finding();
