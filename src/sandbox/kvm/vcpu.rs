@@ -71,8 +71,11 @@ fn set_system_state(sregs: &mut kvm_sregs) {
     sregs.efer = EFER;
 }
 
-/// What the vCPU's state tells about a fault. Hardware may have lost parts of it; what cannot be had is left out.
+/// What the vCPU's state tells about a fault. SVM resets the processor on a shutdown: its state tells nothing then.
 pub(super) fn tell(vcpu: &VcpuFd) -> String {
+    if vcpu.get_sregs().is_ok_and(|sregs| sregs.efer != EFER) {
+        return " (this processor keeps no record of where)".into();
+    }
     let mut told = String::new();
     if let Ok(regs) = vcpu.get_regs() {
         told.push_str(&format!(", rip {:#x}, rsp {:#x}", regs.rip, regs.rsp));
