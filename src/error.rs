@@ -55,6 +55,15 @@ pub enum Error {
         /// What can be done instead.
         instead: &'static str,
     },
+    /// Progress cannot be written where it was asked for.
+    #[error("--progress-fd: descriptor {fd} cannot be written")]
+    ProgressFd {
+        /// What was given.
+        fd: u32,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
     /// There is no mount.
     #[error(transparent)]
     Mount(#[from] MountError),
@@ -99,6 +108,7 @@ impl Error {
             Self::NotBuilt { instead, .. } => Some(instead),
             Self::LogFilter { .. } => Some("examples: --log=debug, --log=instar_mount::sandbox=trace"),
             Self::Image(HandleError::Lock(LockError::Io { .. }))
+            | Self::ProgressFd { .. }
             | Self::NothingRan
             | Self::Output(_)
             | Self::Json(_) => None,

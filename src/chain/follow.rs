@@ -42,7 +42,9 @@ fn next(chain: &mut Chain, policy: &GatePolicy, cage: &dyn Describe) -> Result<O
         return Err(ChainProblem::NotAsStated);
     }
     last.virtual_size = facts.virtual_size;
-    let Some(name) = &facts.backing_name else { return Ok(None) };
+    let Some(name) = &facts.backing_name else {
+        return if facts.has_backing { Err(ChainProblem::NameUnreadable) } else { Ok(None) };
+    };
     let format = stated_format(&facts)?;
     if chain.members.len() == CHAIN_MEMBERS_MAX {
         return Err(ChainProblem::TooLong { limit: CHAIN_MEMBERS_MAX });
@@ -103,7 +105,9 @@ mod tests {
             let is_qcow2 = words.next() == Some("image");
             let virtual_size = words.next().and_then(|size| size.parse().ok()).unwrap_or(0);
             let mut name = || words.next().map(|word| word.as_bytes().to_vec());
-            Ok(Facts { is_qcow2, virtual_size, backing_name: name(), backing_format: name() })
+            let backing_name = name();
+            let has_backing = backing_name.is_some();
+            Ok(Facts { is_qcow2, has_backing, virtual_size, backing_name, backing_format: name() })
         }
     }
 

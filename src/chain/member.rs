@@ -44,6 +44,8 @@ impl Format {
 pub struct Facts {
     /// False if it does not even begin like a QCOW2 image.
     pub is_qcow2: bool,
+    /// True if its header says that there is a file below it.
+    pub has_backing: bool,
     /// Size of its disk in bytes.
     pub virtual_size: u64,
     /// The name of the file below it.
@@ -100,6 +102,9 @@ pub enum ChainProblem {
     /// The file cannot be opened or locked.
     #[error("its backing file cannot be used")]
     Handle(#[source] HandleError),
+    /// The header says that there is a backing file, and its name cannot be read.
+    #[error("the name of its backing file cannot be read")]
+    NameUnreadable,
     /// The member does not say what format its backing file has.
     #[error("it does not state the format of its backing file, which is never guessed")]
     FormatUnstated,

@@ -5,8 +5,10 @@
 //! ends with an error and not with the program's memory. What a QCOW2 member says about itself is learned in a
 //! cage ([`Describe`]).
 
+mod describe;
 mod follow;
 mod member;
 
+pub use describe::CageDescriber;
 pub use follow::follow;
 pub use member::{Chain, ChainProblem, Describe, Facts, Format, Member};

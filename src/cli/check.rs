@@ -5,24 +5,39 @@ use instar_abi::problem::Tier;
 use super::inspect::Inspector;
 use super::options::{CheckArgs, ExitCodes, OutputFormat};
 use super::repair::Repaired;
-use super::{repair, say};
+use super::{chain, repair, say};
 use crate::error::Error;
 use crate::exit::Exit;
 use crate::heal::{self, Pending};
 use crate::image::{ImageHandle, Mode};
-use crate::report::{CheckReport, HumanOptions, check_json, escape_path, write_check};
+use crate::report::{CheckReport, HumanOptions, Watch, check_json, escape_path, write_check};
 
 /// Runs it.
 ///
 /// # Errors
 /// Whatever kept the image from being checked.
 pub fn run(args: &CheckArgs) -> Result<Exit, Error> {
+    if args.chain.chain {
+        return chain::run(args);
+    }
     let tier = args.repair.built_tier()?;
     let image = ImageHandle::open(&args.image, Mode::Read)?;
-    let inspector = Inspector::new(&image, &args.cage, args.quiet)?;
+    let inspector = Inspector::new(&image, &args.cage, watch(args)?)?;
     let report = examine(&image, &inspector, tier, args.repair.preview)?.report;
     print(&report, args.output, HumanOptions { all: args.all, quiet: args.quiet })?;
     Ok(report.exit(args.exit_code == ExitCodes::Detailed))
+}
+
+/// Who is to be told how far the jobs are.
+///
+/// # Errors
+/// [`Error::ProgressFd`].
+pub(super) fn watch(args: &CheckArgs) -> Result<Watch, Error> {
+    let people = Watch::people(args.quiet);
+    match args.progress_fd {
+        None => Ok(people),
+        Some(fd) => people.and_program(fd).map_err(|source| Error::ProgressFd { fd, source }),
+    }
 }
 
 /// Checks an image, and repairs it where a tier is asked for.

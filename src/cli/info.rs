@@ -6,7 +6,7 @@ use super::say;
 use crate::error::Error;
 use crate::exit::Exit;
 use crate::image::{ImageHandle, Mode};
-use crate::report::{Verdict, image_json, write_image};
+use crate::report::{Verdict, Watch, image_json, write_image};
 
 /// Runs it. What is wrong with the image is told but does not change the exit code: that is for `check`.
 ///
@@ -14,7 +14,7 @@ use crate::report::{Verdict, image_json, write_image};
 /// Whatever kept the image from being looked at.
 pub fn run(args: &InfoArgs) -> Result<Exit, Error> {
     let image = ImageHandle::open(&args.image, Mode::Read)?;
-    let report = Inspector::new(&image, &args.cage, false)?.describe()?;
+    let report = Inspector::new(&image, &args.cage, Watch::default())?.describe()?;
     match args.output {
         OutputFormat::Json => say::document(&image_json(&report))?,
         OutputFormat::Human => say::result(|out| write_image(&report, out))?,

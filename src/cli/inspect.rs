@@ -10,9 +10,7 @@ use super::say;
 use crate::error::Error;
 use crate::heal::CageInspector;
 use crate::image::{Backend, ImageFile, ImageHandle};
-use crate::report::{
-    CheckReport, Collector, ImageReport, Progress, SandboxFacts, escape_message, escape_path,
-};
+use crate::report::{CheckReport, Collector, ImageReport, SandboxFacts, Watch, escape_message, escape_path};
 use crate::sandbox::job::Job;
 use crate::sandbox::{self, JobResult, SandboxChoice};
 
@@ -34,15 +32,15 @@ pub struct Inspector {
     data_file: Option<Arc<dyn Backend>>,
     choice: SandboxChoice,
     memory_bytes: u64,
-    quiet: bool,
+    watch: Watch,
 }
 
 impl Inspector {
-    /// Looks at an open image as `cage` says. Progress is shown unless `quiet`.
+    /// Looks at an open image as `cage` says. Its progress is shown to `watch`.
     ///
     /// # Errors
     /// [`Error::DataFile`].
-    pub fn new(image: &ImageHandle, cage: &CageArgs, quiet: bool) -> Result<Self, Error> {
+    pub fn new(image: &ImageHandle, cage: &CageArgs, watch: Watch) -> Result<Self, Error> {
         let data_file = cage.data_file.as_deref().map(ImageFile::open_read_only).transpose();
         Ok(Self {
             image_path: image.path().to_owned(),
@@ -50,7 +48,7 @@ impl Inspector {
             data_file: data_file.map_err(Error::DataFile)?.map(|file| Arc::new(file) as Arc<dyn Backend>),
             choice: cage.sandbox.into(),
             memory_bytes: cage.memory,
-            quiet,
+            watch,
         })
     }
 
@@ -94,7 +92,7 @@ impl Inspector {
     }
 
     fn run(&self, kind: JobKind) -> Result<(JobResult, Collector), Error> {
-        let mut collector = Collector::new(Progress::on_terminal(self.quiet));
+        let mut collector = Collector::new(self.watch.progress());
         let result = sandbox::run(&self.job(kind), self.choice, &mut collector)
             .map_err(|source| Error::Sandbox { image: self.image_path.clone(), source })?;
         self.warn_of_fallback(result.fallback.as_deref());
@@ -112,9 +110,9 @@ impl Inspector {
         }
     }
 
-    /// No progress is to be shown.
-    pub(super) const fn is_quiet(&self) -> bool {
-        self.quiet
+    /// Who wants to know how far its jobs are.
+    pub(super) const fn watch(&self) -> &Watch {
+        &self.watch
     }
 }
 

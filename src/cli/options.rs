@@ -80,15 +80,36 @@ pub struct CheckArgs {
     /// List every finding instead of counts by problem.
     #[arg(long)]
     pub all: bool,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the type says it")]
+    pub chain: ChainArgs,
     /// Print nothing about a consistent image, and no progress.
     #[arg(long, short)]
     pub quiet: bool,
+    /// Write progress to this open file descriptor, one JSON object on a line.
+    #[arg(long, value_name = "FD")]
+    pub progress_fd: Option<u32>,
     /// Which exit codes to use.
     #[arg(long, value_enum, default_value_t, value_name = "SET")]
     pub exit_code: ExitCodes,
     /// The image.
     #[arg(value_name = "IMAGE")]
     pub image: PathBuf,
+}
+
+/// The files below an image.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ChainArgs {
+    /// Check the backing files too. A name inside an image opens nothing by itself: name each file with
+    /// --backing, or a folder that they may come from with --allow-chain.
+    #[arg(long, conflicts_with = "repair")]
+    pub chain: bool,
+    /// The next backing file, whatever the image calls it; once for each member, nearest first.
+    #[arg(long, value_name = "PATH", requires = "chain")]
+    pub backing: Vec<PathBuf>,
+    /// Backing files may come from this folder and the ones beneath it.
+    #[arg(long, value_name = "FOLDER", requires = "chain")]
+    pub allow_chain: Vec<PathBuf>,
 }
 
 /// `instar info`.

@@ -10,7 +10,7 @@ use super::inspect::Inspector;
 use crate::error::Error;
 use crate::heal::{self, CageInspector, HealError, RepairObserver, RepairOptions, RepairReport, Stage};
 use crate::image::{ImageHandle, Overlay};
-use crate::report::{CheckReport, Collector, Progress, RepairFacts, SandboxFacts, Tally};
+use crate::report::{CheckReport, Collector, RepairFacts, SandboxFacts, Tally};
 use crate::sandbox::observer::Observer;
 
 /// What a repair came to.
@@ -50,11 +50,8 @@ fn follow(
     work: impl FnOnce(&mut CageInspector, &mut Follower) -> Result<RepairReport, HealError>,
 ) -> Result<Repaired, Error> {
     let mut cages = inspector.healers_cages();
-    let mut follower = Follower {
-        seen: Collector::new(Progress::on_terminal(inspector.is_quiet())),
-        before: None,
-        stage: Stage::Check,
-    };
+    let mut follower =
+        Follower { seen: Collector::new(inspector.watch().progress()), before: None, stage: Stage::Check };
     let report = work(&mut cages, &mut follower)
         .map_err(|source| Error::Heal { image: image.path().to_owned(), source })?;
     let last = report.last();

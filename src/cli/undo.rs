@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::exit::Exit;
 use crate::heal;
 use crate::image::{ImageHandle, Mode};
-use crate::report::{HumanOptions, escape_path};
+use crate::report::{HumanOptions, Watch, escape_path};
 
 /// Finishes an interrupted repair.
 ///
@@ -16,7 +16,7 @@ use crate::report::{HumanOptions, escape_path};
 /// Whatever kept it from being finished.
 pub fn resume(args: &ResumeArgs) -> Result<Exit, Error> {
     let image = ImageHandle::open(&args.image, Mode::Read)?;
-    let inspector = Inspector::new(&image, &args.cage, false)?;
+    let inspector = Inspector::new(&image, &args.cage, Watch::default())?;
     let report = repair::resume(&image, &inspector)?.report;
     check::print(&report, args.output, HumanOptions::default())?;
     Ok(report.exit(false))

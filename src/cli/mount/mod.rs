@@ -33,7 +33,7 @@ use crate::error::Error;
 use crate::exit::Exit;
 use crate::fuse::{Content, Document, MountPoint, Mounted, ROOT, Tree};
 use crate::image::{ImageHandle, Mode};
-use crate::report::{self, CheckReport, HumanOptions, Verdict};
+use crate::report::{self, CheckReport, HumanOptions, Verdict, Watch};
 use crate::sandbox::Resident;
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::job::Job;
@@ -59,7 +59,7 @@ pub fn run(options: &MountOptions) -> Result<Exit, Error> {
     let ending = Ending::catch().map_err(MountError::Signals)?;
     let image = ImageHandle::open(&options.image, Mode::Read)?;
     let point = MountPoint::check(&options.mountpoint, image.file().identity()).map_err(MountError::Point)?;
-    let inspector = Inspector::new(&image, &options.cage, options.quiet)?;
+    let inspector = Inspector::new(&image, &options.cage, Watch::people(options.quiet))?;
     let examined = examine(&image, &inspector, tier, options.repair.preview)?;
     let mut job = inspector.job(JobKind::Map);
     if let Some(overlay) = &examined.preview {
