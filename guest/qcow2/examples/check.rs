@@ -1,6 +1,6 @@
 //! Checks an image natively, without a cage: for people who work on the checker.
 //!
-//! `check IMAGE [--data-file FILE] [--memory BYTES] [--quiet]` prints every finding, owner and the summary, and
+//! `check IMAGE [--data-file FILE] [--memory BYTES] [--deep] [--quiet]` prints every finding, owner and the summary, and
 //! exits with 0, 2 (corruptions), 3 (leaks only) or 63 (no verdict).
 #![allow(clippy::print_stdout, reason = "printing is what it is for")]
 
@@ -137,6 +137,7 @@ fn open(path: &str) -> Option<(File, u64)> {
 fn main() -> ExitCode {
     let mut host =
         Native { files: [None, None], memory: 256 << 20, quiet: false, findings: 0, worst: None, reads: 0 };
+    let mut options = check::Options::default();
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().expect("an option's value");
@@ -144,11 +145,12 @@ fn main() -> ExitCode {
             "--data-file" => host.files[1] = open(&value()),
             "--memory" => host.memory = value().parse().expect("a number of bytes"),
             "--quiet" => host.quiet = true,
+            "--deep" => options.deep = true,
             path => host.files[FILE_IMAGE as usize] = open(path),
         }
     }
     let start = Instant::now();
-    let checked = check::inspect(&mut host, &check::Options::default());
+    let checked = check::inspect(&mut host, &options);
     let (summary, time) = (checked.summary, start.elapsed());
     let freeable: u64 = checked.free.iter().map(|run| run.count).sum();
     println!("{summary:?}");

@@ -5,6 +5,7 @@
 //! count     every L1 and L2 entry, each L2 table once, in host order                walk, tally, counts
 //! compare   refcount blocks against the counts                                      compare
 //! judge     only if something is amiss: owners, overlaps, COPIED                    judge
+//! inflate   only if asked to: the compressed clusters                               deep
 //! triage    only if there are leaks: which of them are proven worthless             triage, leaks
 //! ```
 //!
@@ -21,6 +22,7 @@
 mod bitmaps;
 mod compare;
 mod counts;
+mod deep;
 mod judge;
 mod leaks;
 pub(crate) mod reader;
@@ -44,6 +46,7 @@ use crate::inflate::Compression;
 use crate::ondisk::header::{Crypt, compatible};
 use crate::ondisk::{Fault, Header};
 use counts::{CHUNK_CLUSTERS, Counts, flags};
+use deep::Deep;
 use leaks::ClusterSet;
 use reader::Reader;
 use report::Report;
@@ -121,6 +124,9 @@ pub fn inspect<H: Host>(host: &mut H, options: &Options) -> Checked {
     let mut check =
         Check { reader, report, image, roots, totals, free: Vec::new(), end: 0, lost, last_lost: None };
     let passes = check.passes(host);
+    if options.deep {
+        check.inflate(host);
+    }
     check.finish(host, passes)
 }
 
@@ -285,6 +291,14 @@ impl Check {
                 _ => free.push(ClusterRun { first: cluster, count: 1 }),
             }
         });
+    }
+
+    /// Inflates every compressed cluster. Where it is unknown how they are packed, the header's finding stands.
+    fn inflate<H: Host>(&mut self, host: &mut H) {
+        let Some(compression) = self.image.header.compression else { return };
+        let Self { reader, report, image, roots, .. } = self;
+        let mut deep = Deep::new(image, compression);
+        walk::walk(host, reader, report, image, roots, &mut deep, (Phase::Inflate, 0));
     }
 
     fn finish<H: Host>(mut self, host: &mut H, passes: u32) -> Checked {

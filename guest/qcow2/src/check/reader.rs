@@ -67,7 +67,7 @@ impl Reader {
                 take(position, Bytes::Read(&[]));
                 continue;
             }
-            let (error, start) = slot.find(&self.ranges, offset);
+            let (error, start) = slot.find(&self.ranges, offset, present as u64);
             if error == 0 {
                 let bytes = self.buffer.get(start..start.saturating_add(present)).unwrap_or(&[]);
                 take(position, Bytes::Read(bytes));
@@ -150,15 +150,42 @@ struct Slot {
 }
 
 impl Slot {
-    /// Error and position in the buffer of the place at `offset`.
-    fn find(&mut self, ranges: &[Range], offset: u64) -> (u32, usize) {
+    /// Error and position in the buffer of the place of `len` bytes at `offset`. Places may overlap, as the
+    /// payloads of compressed clusters do: a range is a place's only if it holds all of it.
+    fn find(&mut self, ranges: &[Range], offset: u64, len: u64) -> (u32, usize) {
         while let Some(range) = ranges.get(self.range) {
-            if offset >= range.offset && offset - range.offset < range.len as u64 {
+            let end = range.offset.saturating_add(range.len as u64);
+            if offset >= range.offset && offset.saturating_add(len) <= end {
                 return (range.error, self.start + instar_abi::to_usize(offset - range.offset));
             }
             self.range += 1;
             self.start += range.len;
         }
         (0, self.start)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(offset: u64, len: usize) -> Range {
+        Range { offset, len, file: FILE_IMAGE, error: 0 }
+    }
+
+    #[test]
+    fn overlapping_places_are_found_each_in_a_range_that_holds_it() {
+        let ranges = [range(100, 50), range(140, 50), range(10, 5)];
+        let mut slot = Slot::default();
+        assert_eq!(slot.find(&ranges, 100, 50), (0, 0));
+        assert_eq!(slot.find(&ranges, 140, 50), (0, 50));
+        assert_eq!(slot.find(&ranges, 10, 5), (0, 100));
+    }
+
+    #[test]
+    fn touching_places_become_one_range_and_the_file_end_cuts_them() {
+        let mut reader = Reader::new(1000);
+        let taken = reader.gather([(0, 512), (512, 512), (5000, 512)].into_iter(), true);
+        assert_eq!((taken, reader.ranges.as_slice()), (3, &[range(0, 1000)][..]));
     }
 }

@@ -53,6 +53,9 @@ pub trait Visitor {
 
     /// An L2 table, as far as it is in the file.
     fn table(&mut self, report: &mut Report, table: &TableRef, bytes: Bytes<'_>);
+
+    /// The end of a batch of L2 tables: the time to read what the tables led to.
+    fn batch_end<H: Host>(&mut self, _: &mut H, _: &mut Report) {}
 }
 
 /// The L1 entries of one sweep, merged.
@@ -234,6 +237,7 @@ fn read_tables<H: Host, V: Visitor>(
                 report.end_table();
             }
         });
+        visitor.batch_end(host, report);
         report.flush_some(host);
         rest = rest.get(taken.max(1)..).unwrap_or(&[]);
     }
