@@ -8,8 +8,7 @@
 //! `100 + p` (someone uses it). As both sides lock first and look afterwards, two that start at the same
 //! moment can both be refused, but never both be let in.
 //!
-//! Invariant: while an [`ImageLock`] lives its mode holds; it ends with its descriptor, so a dead process
-//! holds nothing. It deliberately does not guard against programs that take no locks.
+//! Invariant: while an [`ImageLock`] lives its mode holds, and no longer; a dead process holds nothing. It deliberately does not guard against programs that take no locks.
 
 use std::fmt;
 use std::io;
@@ -164,14 +163,8 @@ impl ImageLock {
         let io_error = |source| LockError::Io { path: path.to_path_buf(), source };
         let fd = fd.try_clone_to_owned().map_err(io_error)?;
         let lock = Self { fd, path: path.to_path_buf(), mode };
-        match lock.take(mode) {
-            Ok(()) => Ok(lock),
-            Err(error) => {
-                // The description may live on in the caller's descriptor, so its locks must go one by one.
-                lock.drop_bytes(Permissions(0), Permissions(0)).map_err(io_error)?;
-                Err(error)
-            }
-        }
+        lock.take(mode)?;
+        Ok(lock)
     }
 
     /// The mode that is held.
@@ -232,6 +225,16 @@ impl ImageLock {
 
     fn busy(&self, conflict: Conflict) -> LockError {
         LockError::Busy { path: self.path.clone(), conflict, holders: super::holders::of(&self.fd) }
+    }
+}
+
+impl Drop for ImageLock {
+    /// Lets go byte by byte: the description may live on in the caller's descriptor, or for a moment in a child
+    /// that another thread has forked and that has not come to its exec yet.
+    fn drop(&mut self) {
+        if let Err(error) = self.drop_bytes(Permissions(0), Permissions(0)) {
+            tracing::warn!(path = %self.path.display(), %error, "the image lock could not be released");
+        }
     }
 }
 
