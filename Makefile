@@ -45,8 +45,9 @@ docs-fresh: ## fail where a generated document is stale
 	$(CARGO) test --locked --test docs
 	$(CARGO) test --locked --lib schema_in_docs
 
-bench: ## not built yet
-	@echo 'make bench: not built yet: nothing is timed' >&2; exit 1
+bench: ## time the check against qemu-img's, side by side
+	@scripts/need qemu-img=qemu-utils time=time cc=gcc
+	$(CARGO) bench --locked --bench check
 
 fuzz: ## not built yet
 	@echo 'make fuzz: not built yet: there are no fuzz targets' >&2; exit 1
