@@ -77,7 +77,8 @@ pub struct Report {
 }
 
 /// Whether a problem leaves the count of every cluster's users beyond doubt: nothing that could have pointed at
-/// an unreferenced cluster was lost with it. Everything that is not named here casts doubt on every leak.
+/// an unreferenced cluster was lost with it. Everything that is not named here casts doubt on every leak: an
+/// entry that makes its cluster have more users than it should may once have pointed at the leaked one.
 const fn leaves_counts_proven(problem: Problem) -> bool {
     use Problem as P;
     matches!(
@@ -85,8 +86,6 @@ const fn leaves_counts_proven(problem: Problem) -> bool {
         P::RefcountLeak
             | P::RefcountTooHigh
             | P::RefcountContradicted
-            | P::RefcountTooLow
-            | P::RefcountOverflow
             | P::RefcountPastEof
             | P::RefcountTableEntryReserved
             | P::RefcountTableEntryUnaligned
@@ -102,7 +101,6 @@ const fn leaves_counts_proven(problem: Problem) -> bool {
             | P::AutoclearDataFileRaw
             | P::L1CopiedMissing
             | P::L2CopiedMissing
-            | P::L2CopiedWrong
             | P::CompressedDamaged
             | P::ExtendedReservedBit
             | P::DataFileMissing

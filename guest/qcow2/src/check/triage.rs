@@ -5,7 +5,7 @@
 //!
 //! * clusters that read like a lost table, and the leaked clusters that such a table points at;
 //! * clusters that fit exactly into a gap of an L2 table: the entries round the gap map the host clusters round
-//!   them;
+//!   them, or the table has lost its beginning and they lie right behind it;
 //! * clusters that hold data while an L2 table of the active disk is zeros from end to end;
 //! * every cluster, where damage elsewhere may have hidden a user ([`Report::casts_doubt`]).
 
@@ -356,10 +356,12 @@ impl Visitor for Gaps<'_> {
 
     /// A gap is a run of unallocated entries. It fits `n` clusters where both of its neighbours are known and
     /// lie `n + 1` clusters apart; at the start of a table, whose first sector is the one that a torn write
-    /// loses, the neighbour behind the gap is enough.
-    fn table(&mut self, _: &mut Report, _: &TableRef, bytes: Bytes<'_>) {
+    /// loses, the neighbour behind the gap is enough, and so is the table itself, behind which its first
+    /// clusters are usually allocated.
+    fn table(&mut self, _: &mut Report, table: &TableRef, bytes: Bytes<'_>) {
         let Bytes::Read(bytes) = bytes else { return };
         let format = self.image.format;
+        let own = self.image.header.cluster.index(table.offset);
         let (mut before, mut gap) = (None, 0_u64);
         for index in 0..bytes.len() / format.entry_bytes() {
             let entry = format.entry(bytes, index);
@@ -368,6 +370,9 @@ impl Visitor for Gaps<'_> {
                 continue;
             }
             let behind = self.neighbour(entry);
+            if index as u64 == gap && self.leaks.contains(own + 1) {
+                self.hold(own + 1..own.saturating_add(gap + 1));
+            }
             if let (true, Some(behind)) = (gap > 0, behind) {
                 let first = behind.saturating_sub(gap);
                 let is_start = index as u64 == gap;
