@@ -11,7 +11,7 @@ use support::tools;
 
 /// top.qcow2 -> middle.qcow2 -> base.raw, each 1 MiB of disk.
 fn make_chain() -> (tempfile::TempDir, PathBuf) {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("a folder");
     let at = |name: &str| folder.path().join(name);
     tools::must(tools::qemu_img(["create", "-q", "-f", "raw"]).arg(at("base.raw")).arg("1M"));
     for (name, below, format) in [("middle.qcow2", "base.raw", "raw"), ("top.qcow2", "middle.qcow2", "qcow2")]
