@@ -14,19 +14,26 @@ const CHUNK_BYTES: usize = WORDS * 8 + 64;
 pub struct ClusterSet {
     chunks: BTreeMap<u64, Box<[u64; WORDS]>>,
     most: usize,
+    is_overfull: bool,
 }
 
 impl ClusterSet {
     /// An empty set that takes at most about `cap_bytes` of memory.
     #[must_use]
     pub fn new(cap_bytes: usize) -> Self {
-        Self { chunks: BTreeMap::new(), most: (cap_bytes / CHUNK_BYTES).max(1) }
+        Self { chunks: BTreeMap::new(), most: (cap_bytes / CHUNK_BYTES).max(1), is_overfull: false }
     }
 
     /// Whether it has no member.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.chunks.is_empty()
+    }
+
+    /// Whether a cluster was left out for lack of memory.
+    #[must_use]
+    pub const fn is_overfull(&self) -> bool {
+        self.is_overfull
     }
 
     /// Adds a cluster; false where memory does not allow it.
@@ -36,7 +43,10 @@ impl ClusterSet {
             let words = alloc::vec![0; WORDS].into_boxed_slice();
             match Box::<[u64; WORDS]>::try_from(words) {
                 Ok(words) if self.chunks.len() < self.most => self.chunks.insert(key, words),
-                _ => return false,
+                _ => {
+                    self.is_overfull = true;
+                    return false;
+                }
             };
         }
         if let Some(words) = self.chunks.get_mut(&key) {
@@ -137,7 +147,9 @@ mod tests {
     fn full_set_refuses_new_chunks_only() {
         let mut set = ClusterSet::new(1);
         assert!(set.insert(5));
+        assert!(!set.is_overfull());
         assert!(!set.insert(1 << 20));
+        assert!(set.is_overfull());
         assert!(set.insert(6));
     }
 }

@@ -11,10 +11,10 @@
 //!
 //! Invariant: a pointer that is unaligned, or leads out of the file, is reported and not followed; a leak is
 //! reported as one that may be freed ([`Problem::RefcountLeak`]) only where nothing was found that could have
-//! hidden its user. Findings and their order depend on the image alone.
+//! hidden its user. Findings depend on the image alone; their order besides on the number of windows.
 //!
-//! Where memory does not hold the counts of all clusters at once, count, compare, judge and triage are done for
-//! one window of clusters after the other; entries are told of in the first pass only.
+//! Where memory does not hold the counts of all clusters at once, count, compare and judge are done for one window
+//! of clusters after the other; entries are told of in the first pass only. Triage comes once, behind all windows.
 //!
 //! What this does not do: it writes nothing, looks into no guest data beyond the heads of leaked clusters, and
 //! does not decide what is done about a finding.
@@ -53,6 +53,9 @@ use report::Report;
 use roots::{Image, Roots};
 use tally::{Tally, Totals};
 use triage::{Evidence, Triage};
+
+/// A set of clusters may take the memory budget divided by this; three of them live at once.
+const LEAKS_PART: usize = 12;
 
 /// What a check is asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -164,24 +167,35 @@ struct Check {
 }
 
 impl Check {
-    /// Counts and compares window after window. Says how many there were.
+    /// Counts and compares window after window, then looks at the leaks of all of them. Says how many there were.
     fn passes<H: Host>(&mut self, host: &mut H) -> u32 {
         let (mut first, mut pass) = (0, 0);
+        let mut leaks = ClusterSet::new(host.memory_budget() / LEAKS_PART);
         compare::check_table(&mut self.report, &self.image, &self.roots);
         loop {
-            let next = self.pass(host, first, pass);
+            let (next, has_empty_tables) = self.pass(host, first, pass, &mut leaks);
             self.report.close_runs();
             self.report.flush(host);
             pass += 1;
             match next {
                 Some(next) if next > first => first = next,
-                _ => return pass,
+                _ => {
+                    self.triage(host, &leaks, has_empty_tables, pass - 1);
+                    return pass;
+                }
             }
         }
     }
 
-    /// One window: from cluster `first` on, as far as memory goes. Says where the next one begins.
-    fn pass<H: Host>(&mut self, host: &mut H, first: u64, pass: u32) -> Option<u64> {
+    /// One window: from cluster `first` on, as far as memory goes. Says where the next one begins, and whether the
+    /// active disk has an empty L2 table.
+    fn pass<H: Host>(
+        &mut self,
+        host: &mut H,
+        first: u64,
+        pass: u32,
+        leaks: &mut ClusterSet,
+    ) -> (Option<u64>, bool) {
         let cap = host.memory_budget() / 3;
         let mut counts = Counts::new(first, self.image.bounds.clusters(), cap);
         self.report.set_muted(pass > 0);
@@ -189,26 +203,18 @@ impl Check {
         self.report.set_muted(false);
         if !self.roots.is_active_found {
             // Without the active disk nearly every cluster would seem leaked.
-            return None;
+            return (None, has_empty_tables);
         }
         let next = counts.next_window().map(|cluster| cluster & !(CHUNK_CLUSTERS - 1));
         let clusters = counts.first()..next.unwrap_or(u64::MAX);
-        let leak_cap = host.memory_budget() / 12;
-        let mut leaks = ClusterSet::new(leak_cap);
-        let mut mismatched = ClusterSet::new(leak_cap);
-        self.compare(host, &counts, clusters, (&mut leaks, &mut mismatched), pass);
-        self.note_end(&counts, &leaks);
+        let mut mismatched = ClusterSet::new(host.memory_budget() / LEAKS_PART);
+        self.compare(host, &counts, clusters, (leaks, &mut mismatched), pass);
+        self.note_end(&counts, leaks);
         self.report.close_runs();
         if self.report.wants_owners() || judge::has_suspects(&counts) {
             self.judge(host, &counts, &mismatched, pass);
         }
-        drop((counts, mismatched));
-        if !leaks.is_empty() {
-            let is_partial = pass > 0 || next.is_some();
-            let evidence = Evidence { has_empty_tables, is_partial, pass, cap_bytes: leak_cap };
-            self.triage(host, &leaks, evidence);
-        }
-        next
+        (next, has_empty_tables)
     }
 
     /// Counts all references. Says whether the active disk has an empty L2 table.
@@ -282,7 +288,14 @@ impl Check {
         report.forget_wanted();
     }
 
-    fn triage<H: Host>(&mut self, host: &mut H, leaks: &ClusterSet, evidence: Evidence) {
+    /// What proves a leak worthless must know all leaks and all other findings: a table and the data that it leads
+    /// to may lie in different windows.
+    fn triage<H: Host>(&mut self, host: &mut H, leaks: &ClusterSet, has_empty_tables: bool, pass: u32) {
+        if leaks.is_empty() {
+            return;
+        }
+        let cap_bytes = host.memory_budget() / LEAKS_PART;
+        let evidence = Evidence { has_empty_tables, pass, cap_bytes };
         let Self { reader, report, image, roots, free, .. } = self;
         let triage = Triage::run(host, reader, report, image, roots, leaks, evidence);
         triage.tell(host, reader, report, image, roots, leaks, evidence.pass, |cluster| {

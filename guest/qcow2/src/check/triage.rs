@@ -7,7 +7,8 @@
 //! * clusters that fit exactly into a gap of an L2 table: the entries round the gap map the host clusters round
 //!   them, or the table has lost its beginning and they lie right behind it;
 //! * clusters that hold data while an L2 table of the active disk is zeros from end to end;
-//! * every cluster, where damage elsewhere may have hidden a user ([`Report::casts_doubt`]).
+//! * every cluster, where damage elsewhere may have hidden a user ([`Report::casts_doubt`]), or where memory does not
+//!   hold all leaks at once.
 
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -50,9 +51,7 @@ pub struct Triage {
 pub struct Evidence {
     /// L2 tables of the active disk that are zeros from end to end.
     pub has_empty_tables: bool,
-    /// Clusters outside of this range have not been compared in this pass.
-    pub is_partial: bool,
-    /// Number of the pass.
+    /// Number of the last pass.
     pub pass: u32,
     /// Memory that may be used.
     pub cap_bytes: usize,
@@ -72,7 +71,8 @@ impl Triage {
         let mut triage = Self {
             held: ClusterSet::new(evidence.cap_bytes),
             tables: Vec::new(),
-            holds_all: report.casts_doubt(),
+            // A leak that there was no room for may be the table that leads to the others.
+            holds_all: report.casts_doubt() || leaks.is_overfull(),
         };
         let candidates = triage.look_at_heads(host, reader, image, leaks, evidence);
         triage.look_at_tables(host, reader, image, leaks, &candidates, evidence);
@@ -148,7 +148,7 @@ impl Triage {
             let taken = reader.batch(host, places, |position, bytes| {
                 let (Some(index), Bytes::Read(bytes)) = (rest.get(position), bytes) else { return };
                 if is_plausible(image, bytes) {
-                    self.table(image, leaks, *index, bytes, evidence.is_partial);
+                    self.table(image, leaks, *index, bytes);
                 }
             });
             rest = rest.get(taken.max(1)..).unwrap_or(&[]);
@@ -156,7 +156,7 @@ impl Triage {
     }
 
     /// Counts the leaked clusters that a candidate points at, and holds them with it.
-    fn table(&mut self, image: &Image, leaks: &ClusterSet, index: u64, bytes: &[u8], is_partial: bool) {
+    fn table(&mut self, image: &Image, leaks: &ClusterSet, index: u64, bytes: &[u8]) {
         let mut found = 0;
         for_each_target(image, bytes, |target| {
             if target == index {
@@ -165,9 +165,6 @@ impl Triage {
             if leaks.contains(target) {
                 found += 1;
                 self.hold(target);
-            } else if is_partial {
-                // Whether that one is leaked is for another pass to find: nothing is proven in this one.
-                self.holds_all = true;
             }
         });
         if found > 0 {
