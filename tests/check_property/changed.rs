@@ -12,27 +12,13 @@ use proptest::test_runner::{TestCaseError, TestRunner};
 use crate::checked::{Checked, Memory, files};
 use crate::harmless::{self, Made};
 use crate::native::Files;
-use crate::shapes::{change, shape};
-use crate::support::fields::{self, Change, Field, Patch};
+use crate::shapes::{Choice, choices, shape};
+use crate::support::fields::{self, Field, Patch};
 use crate::support::reference::{self, Facts};
 
 /// Longest that one check of an image of a few megabytes may take, whatever its fields say. Tables at the
 /// format's limits (a million entries) are read in less, with room for a busy machine.
 const CHECK_MAX: Duration = Duration::from_secs(20);
-
-/// Which field, and what is done to it.
-#[derive(Debug, Clone)]
-struct Choice {
-    kind: u64,
-    which: u64,
-    any: bool,
-    change: Change,
-}
-
-fn choice() -> impl Strategy<Value = Choice> {
-    (any::<u64>(), any::<u64>(), prop::bool::weighted(0.2), change())
-        .prop_map(|(kind, which, any, change)| Choice { kind, which, any, change })
-}
 
 /// What came of all changes: how often, by what was changed.
 type Tally = BTreeMap<String, u64>;
@@ -59,7 +45,7 @@ impl Subject {
 
     /// Makes one change, judges, and takes it back.
     fn try_one(&self, choice: &Choice, tally: &mut Tally) -> Result<(), TestCaseError> {
-        let (field, next) = fields::choose(&self.fields, choice.kind, choice.which, choice.any);
+        let (field, next) = choice.field(&self.fields);
         let (patch, old) = {
             let bytes = self.image.0.read();
             (field.change(&*bytes, choice.change, next.as_ref(), self.cluster), field.get(&*bytes))
@@ -119,7 +105,7 @@ fn difference(before: &Facts, after: &Facts) -> Vec<String> {
 fn one_changed_field_is_found_or_harmless() {
     let config = ProptestConfig { source_file: Some(file!()), ..crate::config(500) };
     let tally = RefCell::new(Tally::new());
-    let strategy = (shape(), prop::collection::vec(choice(), 1..24));
+    let strategy = (shape(), choices(1..24));
     let result = TestRunner::new(config).run(&strategy, |(shape, choices)| {
         let built = shape.build();
         let facts = reference::examine(&built.bytes).map_err(TestCaseError::fail)?;

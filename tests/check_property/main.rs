@@ -14,6 +14,7 @@ mod checked;
 mod harmless;
 mod healthy;
 mod shapes;
+mod windows;
 
 /// How many cases to try.
 fn cases(usual: u32) -> u32 {

@@ -3,7 +3,8 @@
 use proptest::prelude::*;
 
 use crate::support::builder::{Shape, Step};
-use crate::support::fields::Change;
+use crate::support::fields::{self, Change, Field, Patch};
+use crate::support::reference::Bytes;
 
 fn step() -> impl Strategy<Value = Step> {
     let at = 0_u64..4096;
@@ -111,7 +112,7 @@ pub fn shape() -> impl Strategy<Value = Shape> {
 }
 
 /// A way to change a field.
-pub fn change() -> impl Strategy<Value = Change> {
+fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
         2 => any::<u64>().prop_map(Change::Random),
         2 => (0_u64..4096).prop_map(Change::Random),
@@ -122,4 +123,37 @@ pub fn change() -> impl Strategy<Value = Change> {
         2 => any::<bool>().prop_map(|plus| Change::OffByOne { plus }),
         2 => any::<bool>().prop_map(|plus| Change::Count { plus }),
     ]
+}
+
+/// Which field, and what is done to it.
+#[derive(Debug, Clone)]
+pub struct Choice {
+    kind: u64,
+    which: u64,
+    any: bool,
+    /// How it is changed.
+    pub change: Change,
+}
+
+impl Choice {
+    /// The field among all of an image, and the one behind it.
+    pub fn field(&self, all: &[Field]) -> (Field, Option<Field>) {
+        fields::choose(all, self.kind, self.which, self.any)
+    }
+
+    /// What to write into the file; nothing where that is what it holds.
+    pub fn patch(&self, all: &[Field], file: &impl Bytes, cluster: u64) -> Patch {
+        let (field, next) = self.field(all);
+        field.change(file, self.change, next.as_ref(), cluster)
+    }
+}
+
+fn choice() -> impl Strategy<Value = Choice> {
+    (any::<u64>(), any::<u64>(), prop::bool::weighted(0.2), change())
+        .prop_map(|(kind, which, any, change)| Choice { kind, which, any, change })
+}
+
+/// Several of them.
+pub fn choices(times: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Choice>> {
+    prop::collection::vec(choice(), times)
 }
