@@ -32,6 +32,9 @@ pub fn reason(made: &Made, before: &Facts, after: &Facts, has_data_file: bool) -
         Kind::Header(24) | Kind::Snapshot(48) if same_manner && same_content => {
             Some("disk size within its tables' reach")
         }
+        Kind::Header(4) if before.disks == after.disks => {
+            Some("version, where only the kind of packing hangs on it")
+        }
         Kind::Header(32) if same_content && before.disks == after.disks => Some("encryption method"),
         Kind::Header(8 | 16) | Kind::BackingName if before.disks == after.disks => Some("backing file name"),
         Kind::ExtensionHead(_) | Kind::ExtensionData(_) | Kind::Header(100)
