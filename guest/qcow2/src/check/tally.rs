@@ -226,13 +226,16 @@ impl<'a> Tally<'a> {
     }
 
     /// An entry that points into the external data file.
-    fn data_file(&self, report: &mut Report, context: &mut Context<'_>, index: usize, mapping: Mapping) {
+    fn data_file(&mut self, report: &mut Report, context: &mut Context<'_>, index: usize, mapping: Mapping) {
         let (Mapping::Data { host }
         | Mapping::Zero { host: Some(host) }
         | Mapping::Subclusters { host: Some(host), .. }) = mapping
         else {
             return;
         };
+        if context.table.active > 0 {
+            self.note_cluster(context, host);
+        }
         let guest = self.guest_offset(context, index);
         if host != guest {
             // Programs take the offset for what it says; only a raw data file has to be laid out like the disk.
