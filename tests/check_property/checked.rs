@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use instar_abi::boot::FILE_DATA;
 use instar_abi::finding::{Finding, Owner};
-use instar_abi::problem::Problem;
+use instar_abi::problem::{Problem, Severity};
 use instar_abi::summary::{Outcome, Summary};
 use instar_mount::image::Backend;
 use instar_mount::sandbox::observer::Observer;
@@ -107,6 +107,20 @@ impl Checked {
     /// Everything was looked at and nothing is wrong.
     pub fn is_clean(&self) -> bool {
         self.findings.is_empty() && self.summary.outcome == Outcome::Complete as u32
+    }
+
+    /// The exit code of a check: 0, 2, 3 or 63.
+    pub fn exit(&self) -> i32 {
+        match Outcome::from_u32(self.summary.outcome) {
+            Some(Outcome::Unsupported | Outcome::NotQcow2) => return 63,
+            Some(Outcome::Complete) => {}
+            Some(Outcome::Incomplete) | None => return 2,
+        }
+        match self.findings.iter().map(|finding| row(finding).severity).max() {
+            None => 0,
+            Some(Severity::Leak) => 3,
+            Some(Severity::Corruption | Severity::Fatal) => 2,
+        }
     }
 
     /// The ids of all findings, each once.
