@@ -14,10 +14,14 @@ use super::names::Names;
 use super::prospect::Prospect;
 use super::sentence::{disk_name, sentence, table_name};
 use super::tally::TallyRow;
+use super::touched::Touched;
 use super::units::{bytes, counted};
 
 /// Problems shown before the rest is only counted.
 const ROWS_MAX: usize = 8;
+
+/// Guest ranges shown before the rest is only counted.
+const RANGES_MAX: usize = 6;
 
 /// What to print.
 #[derive(Debug, Clone, Copy, Default)]
@@ -152,12 +156,21 @@ fn write_finding(kept: &KeptFinding, names: &Names, out: &mut dyn Write) -> io::
 }
 
 fn write_guest_bytes(report: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
-    let touched = super::prospect::guest_bytes_touched(&report.findings);
-    if touched == 0 {
+    let touched = Touched::by(&report.findings);
+    if touched.bytes() == 0 {
         return Ok(());
     }
     let least = if report.findings_dropped > 0 { "at least " } else { "" };
-    writeln!(out, "\n  guest bytes touched by corruptions: {least}{}", bytes(touched))
+    writeln!(out, "\n  guest bytes touched by corruptions: {least}{}", bytes(touched.bytes()))?;
+    for (snapshot, range) in touched.ranges().take(RANGES_MAX) {
+        let disk = disk_name(snapshot, &report.names);
+        let size = bytes(range.end - range.start);
+        writeln!(out, "    {disk}: {:#x} to {:#x} ({size})", range.start, range.end)?;
+    }
+    match touched.ranges().count().saturating_sub(RANGES_MAX) {
+        0 => Ok(()),
+        more => writeln!(out, "    and {}", counted(more as u64, "range more", "ranges more")),
+    }
 }
 
 fn write_repair(repair: &RepairFacts, out: &mut dyn Write) -> io::Result<()> {

@@ -5,6 +5,7 @@
 
 use std::path::Path;
 
+use instar_abi::call::TextKind;
 use instar_abi::finding::{ACTIVE, NONE, Owner, Table};
 use instar_abi::problem::{Cost, Disposition, Row, Severity, Tier};
 use instar_abi::summary::Summary;
@@ -110,6 +111,9 @@ struct FindingDocument {
     /// The internal snapshot whose structure it is; absent for the active disk.
     #[serde(skip_serializing_if = "Option::is_none")]
     snapshot: Option<u32>,
+    /// Its name, escaped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    snapshot_name: Option<String>,
     /// Byte offset in the file.
     #[serde(skip_serializing_if = "Option::is_none")]
     host_offset: Option<u64>,
@@ -145,6 +149,9 @@ struct OwnerDocument {
     table: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     snapshot: Option<u32>,
+    /// Its name, escaped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    snapshot_name: Option<String>,
     /// Byte offset in the file of the entry that points there.
     #[serde(skip_serializing_if = "Option::is_none")]
     entry_offset: Option<u64>,
@@ -279,8 +286,6 @@ pub fn check_json(report: &CheckReport) -> CheckDocument {
 /// What is known of an image as a document for programs.
 #[must_use]
 pub fn image_json(report: &ImageReport) -> ImageDocument {
-    use instar_abi::call::TextKind;
-
     let summary = &report.summary;
     let name = |kind| report.names.get(kind, 0).map(str::to_owned);
     let list = |kind| {
@@ -320,6 +325,7 @@ fn finding(kept: &KeptFinding, names: &Names) -> FindingDocument {
         sentence: sentence(kept.problem, finding, names),
         table: table(finding.table),
         snapshot: snapshot(finding.snapshot),
+        snapshot_name: snapshot_name(finding.snapshot, names),
         host_offset: known(finding.host_offset),
         host_len: finding.host_len,
         index: known(finding.index),
@@ -328,7 +334,7 @@ fn finding(kept: &KeptFinding, names: &Names) -> FindingDocument {
         guest_len: finding.guest_len,
         stored: known(finding.stored),
         expected: known(finding.expected),
-        owners: kept.owners.iter().map(owner).collect(),
+        owners: kept.owners.iter().map(|user| owner(user, names)).collect(),
     }
 }
 
@@ -342,10 +348,11 @@ fn problem(row: &TallyRow) -> ProblemDocument {
     }
 }
 
-fn owner(owner: &Owner) -> OwnerDocument {
+fn owner(owner: &Owner, names: &Names) -> OwnerDocument {
     OwnerDocument {
         table: table(owner.table),
         snapshot: snapshot(owner.snapshot),
+        snapshot_name: snapshot_name(owner.snapshot, names),
         entry_offset: known(owner.entry_offset),
         guest_offset: known(owner.guest_offset),
     }
@@ -393,6 +400,10 @@ fn known(number: u64) -> Option<u64> {
 
 fn snapshot(index: u32) -> Option<u32> {
     (index != ACTIVE).then_some(index)
+}
+
+fn snapshot_name(index: u32, names: &Names) -> Option<String> {
+    names.get(TextKind::SnapshotName, index).map(str::to_owned)
 }
 
 fn table(number: u32) -> &'static str {

@@ -18,6 +18,7 @@ mod prospect;
 mod samples;
 mod sentence;
 mod tally;
+mod touched;
 pub mod units;
 
 pub use collect::Collector;

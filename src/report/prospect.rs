@@ -2,13 +2,11 @@
 //!
 //! Not a promise: whether a cure is built and holds is for the healing engine to say.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
-use instar_abi::finding::NONE;
-use instar_abi::problem::{Cost, Disposition, Problem, Severity, Tier};
+use instar_abi::problem::{Cost, Disposition, Problem, Tier};
 
-use super::model::{CheckReport, KeptFinding};
+use super::model::CheckReport;
 use super::units::{bytes, counted};
 
 /// What one tier could do.
@@ -84,43 +82,5 @@ impl fmt::Display for Prospect {
             write!(f, "; {} never touched", counted(self.refused, "item is", "items are"))?;
         }
         Ok(())
-    }
-}
-
-/// Guest bytes that kept findings of corruption touch, in all disks, each byte counted once.
-#[must_use]
-pub fn guest_bytes_touched(findings: &[KeptFinding]) -> u64 {
-    let mut disks: BTreeMap<u32, Vec<(u64, u64)>> = BTreeMap::new();
-    for KeptFinding { problem, finding, .. } in findings {
-        if problem.row().severity >= Severity::Corruption && finding.guest_offset != NONE {
-            let end = finding.guest_offset.saturating_add(finding.guest_len);
-            disks.entry(finding.snapshot).or_default().push((finding.guest_offset, end));
-        }
-    }
-    disks.into_values().map(union_len).fold(0, u64::saturating_add)
-}
-
-/// Length of the union of (start, end) ranges.
-fn union_len(mut ranges: Vec<(u64, u64)>) -> u64 {
-    ranges.sort_unstable();
-    let mut covered_to = 0;
-    let mut len: u64 = 0;
-    for (start, end) in ranges {
-        let start = start.max(covered_to);
-        len = len.saturating_add(end.saturating_sub(start));
-        covered_to = covered_to.max(end);
-    }
-    len
-}
-
-#[cfg(test)]
-mod tests {
-    use super::union_len;
-
-    #[test]
-    fn union_counts_each_byte_once() {
-        assert_eq!(union_len(vec![(10, 20), (0, 5), (15, 30), (16, 17), (30, 30)]), 25);
-        assert_eq!(union_len(vec![]), 0);
-        assert_eq!(union_len(vec![(0, u64::MAX), (1, u64::MAX)]), u64::MAX);
     }
 }

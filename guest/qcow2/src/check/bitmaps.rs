@@ -6,6 +6,7 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
+use instar_abi::call::TextKind;
 use instar_abi::finding::{ACTIVE, Finding, NONE, Table};
 use instar_abi::problem::Problem;
 
@@ -63,7 +64,7 @@ pub fn find<H: Host>(
                 report.fault(&read_error(Table::BitmapDirectory, walk.at, len as u64, error));
                 return;
             }
-            Bytes::Read(bytes) => walk.piece(bytes, extension.bitmaps, report, image, roots),
+            Bytes::Read(bytes) => walk.piece(host, bytes, extension.bitmaps, report, image, roots),
         }
         if walk.at == before {
             break;
@@ -115,13 +116,22 @@ struct Walk {
 }
 
 impl Walk {
-    fn piece(&mut self, bytes: &[u8], count: u32, report: &mut Report, image: &Image, roots: &mut Roots) {
+    fn piece<H: Host>(
+        &mut self,
+        host: &mut H,
+        bytes: &[u8],
+        count: u32,
+        report: &mut Report,
+        image: &Image,
+        roots: &mut Roots,
+    ) {
         let mut used = 0;
         while self.next < count {
             let rest = bytes.get(used..).unwrap_or(&[]);
             let Some(entry) = BitmapEntry::decode(rest) else { return };
             let place = Place { index: self.next, at: self.at };
             let name = rest.get(entry.name.clone()).unwrap_or(&[]);
+            report.name(host, TextKind::BitmapName, self.next, name);
             if name.len() <= usize::from(NAME_BYTES_MAX)
                 && let Some(first) = self.names.insert(name.to_vec(), self.next)
             {

@@ -5,6 +5,7 @@
 
 use alloc::vec::Vec;
 
+use instar_abi::call::{TEXT_BYTES_MAX, TextKind};
 use instar_abi::finding::{Finding, NONE, Owner};
 use instar_abi::problem::{Problem, Severity};
 
@@ -19,6 +20,8 @@ const OWNERS_MAX: u32 = 8;
 const TABLE_RUNS_MAX: usize = 64;
 /// Garbage tables that are remembered, so that a second look does not tell of them again.
 const GARBAGE_MAX: usize = 4096;
+/// Snapshots and bitmaps that are told by name; the ones after them have their index only.
+const NAMES_MAX: u32 = 1024;
 /// Findings whose owners are looked for.
 const WANTED_MAX: usize = 256;
 
@@ -153,6 +156,13 @@ impl Report {
     #[must_use]
     pub fn new(silent: bool) -> Self {
         Self { silent, ..Self::default() }
+    }
+
+    /// Tells the name of a snapshot or bitmap, which findings then go by.
+    pub fn name<H: Host>(&self, host: &mut H, kind: TextKind, index: u32, name: &[u8]) {
+        if !self.silent && index < NAMES_MAX && !name.is_empty() {
+            host.text(kind, index, name.get(..TEXT_BYTES_MAX).unwrap_or(name));
+        }
     }
 
     /// Drops what is put from now on, or stops doing so: a further pass sees every entry again.

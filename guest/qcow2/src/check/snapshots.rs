@@ -2,6 +2,7 @@
 
 use alloc::collections::BTreeMap;
 
+use instar_abi::call::TextKind;
 use instar_abi::finding::{ACTIVE, NONE, Table};
 use instar_abi::problem::Problem;
 
@@ -65,7 +66,7 @@ pub fn find<H: Host>(
                 report.fault(&read_error(Table::SnapshotTable, walk.at, PIECE_BYTES as u64, error));
                 false
             }
-            Bytes::Read(bytes) => walk.piece(bytes, count, report, image, roots),
+            Bytes::Read(bytes) => walk.piece(host, bytes, count, report, image, roots),
         };
         if !is_readable || walk.next == before {
             break;
@@ -91,8 +92,9 @@ struct Walk {
 impl Walk {
     /// Takes the entries that are whole in `bytes`, which begin at `self.at`. False where the table cannot be
     /// followed further.
-    fn piece(
+    fn piece<H: Host>(
         &mut self,
+        host: &mut H,
         bytes: &[u8],
         count: u32,
         report: &mut Report,
@@ -112,6 +114,7 @@ impl Walk {
             {
                 return self.too_long(rest, report);
             }
+            report.name(host, TextKind::SnapshotName, self.next, rest.get(entry.name.clone()).unwrap_or(&[]));
             self.entry(&entry, rest, report, image, roots);
             let len = entry.len.next_multiple_of(8);
             used += len;
