@@ -5,7 +5,7 @@
 CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
-.PHONY: help demo test check build fmt clippy deny docs docs-fresh bench fuzz soak clean
+.PHONY: help demo test check build fmt clippy deny docs docs-fresh bench fuzz soak test-svm clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,11 +49,18 @@ bench: ## time the check against qemu-img's, side by side
 	@scripts/need qemu-img=qemu-utils time=time cc=gcc
 	$(CARGO) bench --locked --bench check
 
-fuzz: ## not built yet
-	@echo 'make fuzz: not built yet: there are no fuzz targets' >&2; exit 1
+fuzz: ## hostile images for T seconds (default 60); needs the nightly toolchain
+	@scripts/need qemu-img=qemu-utils qemu-io=qemu-utils cc=gcc c++=g++
+	@scripts/fuzz
 
-soak: ## not built yet
-	@echo 'make soak: not built yet: there is no long-running test' >&2; exit 1
+soak: ## the property tests with CASES cases each (default 5000), which takes long
+	@scripts/need qemu-img=qemu-utils qemu-io=qemu-utils cc=gcc
+	INSTAR_SOAK_CASES=$(or $(CASES),5000) $(CARGO) test --locked --test check_property
+
+test-svm: ## the main job on real SVM semantics, in a small emulated machine
+	@scripts/need qemu-img=qemu-utils python3=python3 cc=gcc
+	$(CARGO) build --locked
+	tests/svm/run
 
 clean: ## remove what was built
 	$(CARGO) clean

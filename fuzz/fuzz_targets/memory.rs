@@ -1,0 +1,119 @@
+//! A host whose only file is a vector of bytes, and which holds the inmate to the rules of the wire.
+
+use std::collections::VecDeque;
+
+use instar_abi::call::{DataRange, Phase, TextKind};
+use instar_abi::extent::{Extent, MapOp, MapRequest};
+use instar_abi::finding::{Finding, Owner};
+use instar_abi::problem::{Cure, Problem};
+use instar_qcow2::host::{Host, Range};
+
+/// Bytes that one job may have reported before it counts as one that never ends.
+const REPORTS_MAX: usize = 1 << 20;
+
+#[derive(Default)]
+pub struct Memory {
+    pub image: Vec<u8>,
+    pub findings: Vec<Finding>,
+    pub writes: Vec<(u64, Vec<u8>)>,
+    pub requests: VecDeque<MapRequest>,
+    pub extents: Vec<Extent>,
+    scope: Vec<(u64, u64)>,
+    reports: usize,
+}
+
+impl Memory {
+    pub fn new(image: &[u8]) -> Self {
+        Self { image: image.to_vec(), ..Self::default() }
+    }
+
+    fn count(&mut self) {
+        self.reports += 1;
+        assert!(self.reports < REPORTS_MAX, "reports without end");
+    }
+
+    fn len(&self) -> u64 {
+        self.image.len() as u64
+    }
+}
+
+impl Host for Memory {
+    fn file_len(&self, file: u32) -> Option<u64> {
+        (file == 0).then(|| self.len())
+    }
+
+    fn read(&mut self, ranges: &mut [Range], into: &mut [u8]) {
+        let mut rest = into;
+        for range in ranges {
+            let (bytes, after) = rest.split_at_mut(range.len);
+            let start = usize::try_from(range.offset).expect("an offset in memory");
+            assert!(range.file == 0 && range.len > 0);
+            bytes.copy_from_slice(&self.image[start..start + range.len]);
+            range.error = 0;
+            rest = after;
+        }
+        assert!(rest.is_empty(), "a buffer longer than its ranges");
+    }
+
+    fn data_ranges(&mut self, _file: u32, offset: u64, len: u64, found: &mut Vec<DataRange>) {
+        assert!(offset.checked_add(len).is_some_and(|end| end <= self.len()));
+        found.push(DataRange { offset, len });
+    }
+
+    fn finding(&mut self, finding: &Finding) {
+        self.count();
+        assert!(Problem::from_u32(finding.problem).is_some() && finding.count > 0);
+        self.findings.push(*finding);
+    }
+
+    fn owner(&mut self, owner: &Owner) {
+        self.count();
+        assert!(owner.finding < self.findings.len() as u64, "an owner of a finding that was not told");
+    }
+
+    fn text(&mut self, _kind: TextKind, _index: u32, _bytes: &[u8]) {
+        self.count();
+    }
+
+    fn progress(&mut self, _phase: Phase, _pass: u32, _done: u64, _total: u64) {}
+
+    fn scope(&mut self, _cure: Cure, ranges: &[(u64, u64)]) {
+        self.count();
+        self.scope = ranges.to_vec();
+    }
+
+    fn stage(&mut self, offset: u64, bytes: &[u8]) {
+        self.count();
+        let end = offset + bytes.len() as u64;
+        assert!(end <= self.len(), "a write past the end of the file");
+        assert!(
+            self.scope.iter().any(|&(start, len)| start <= offset && end <= start + len),
+            "a write out of its step's scope"
+        );
+        self.writes.push((offset, bytes.to_vec()));
+    }
+
+    fn barrier(&mut self) {
+        self.count();
+    }
+
+    fn extent(&mut self, extent: &Extent) {
+        self.count();
+        self.extents.push(*extent);
+    }
+
+    fn next(&mut self) -> MapRequest {
+        self.requests.pop_front().unwrap_or(MapRequest {
+            op: MapOp::Exit as u32,
+            snapshot: 0,
+            guest_offset: 0,
+            guest_len: 0,
+            host_offset: 0,
+            host_len: 0,
+        })
+    }
+
+    fn memory_budget(&self) -> usize {
+        64 << 20
+    }
+}
