@@ -200,7 +200,7 @@ impl Place {
         let needed = entry
             .data_bytes_needed(image.header.virtual_size)
             .map_or(entries, |bytes| image.header.cluster.count(bytes));
-        if entries < needed && entry.flags & FLAG_IN_USE == 0 {
+        if entries != needed && entry.flags & FLAG_IN_USE == 0 {
             self.bad(Problem::BitmapTable, self.at + 8, entries, needed, report);
         }
         let table_entries = image.bounds.present(offset, entries * 8) / 8;

@@ -128,6 +128,11 @@ impl Extensions {
             self.seen.push((kind, place));
             at = data.saturating_add((len as usize).next_multiple_of(8));
         }
+        if at < end {
+            // Neither an extension nor the mark that ends them fits before the name.
+            let room = (end - at) as u64;
+            faults.push(fault(Problem::ExtensionLength, at, end - at, 8, room));
+        }
     }
 
     fn take(&mut self, kind: u32, bytes: &[u8], place: Range<usize>, faults: &mut Vec<Fault>) {

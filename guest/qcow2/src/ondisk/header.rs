@@ -284,10 +284,16 @@ impl Header {
     /// Where the snapshot table begins, `None` if there are no snapshots.
     ///
     /// # Errors
-    /// [`Problem::HeaderSnapshotsOffset`] where it does not start at a cluster of the file.
+    /// [`Problem::HeaderSnapshotsOffset`] where it does not start at a cluster of the file; without snapshots, where
+    /// it is no cluster's offset at all.
     pub fn snapshot_table_offset(&self, bounds: &FileBounds) -> Result<Option<u64>, Fault> {
         if self.snapshots == 0 {
-            return Ok(None);
+            // Programs look at the field's form even where it points to nothing.
+            let is_plain =
+                bounds.cluster.is_aligned(self.snapshots_offset) && self.snapshots_offset >> 63 == 0;
+            let fault =
+                Fault::header(Problem::HeaderSnapshotsOffset, 64, 8, self.snapshots_offset, bounds.len);
+            return if is_plain { Ok(None) } else { Err(fault) };
         }
         table(bounds, self.snapshots_offset, 8, Problem::HeaderSnapshotsOffset, 64)
             .map(|range| Some(range.offset))
