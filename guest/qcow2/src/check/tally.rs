@@ -233,7 +233,9 @@ impl<'a> Tally<'a> {
         else {
             return;
         };
-        if context.table.active > 0 {
+        // A zero cluster at offset 0 does not show that it has a place.
+        let has_place = host != 0 || !matches!(mapping, Mapping::Zero { .. });
+        if context.table.active > 0 && has_place {
             self.note_cluster(context, host);
         }
         let guest = self.guest_offset(context, index);
