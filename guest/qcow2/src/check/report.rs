@@ -93,7 +93,6 @@ const fn leaves_counts_proven(problem: Problem) -> bool {
             | P::RefcountTableEntryReserved
             | P::RefcountTableEntryUnaligned
             | P::RefcountTableEntryPastEof
-            | P::RefcountBlockMissing
             | P::HeaderDirty
             | P::HeaderCorrupt
             | P::HeaderBackingName
