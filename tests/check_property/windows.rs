@@ -1,12 +1,17 @@
 //! Neither memory nor the run makes a difference to what is found.
 
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
 use instar_abi::finding::NONE;
 use instar_abi::problem::Problem;
 
-use instar_mount::image::Backend as _;
+use instar_mount::image::Backend;
 use proptest::prelude::*;
 
 use crate::checked::{Checked, Memory, files};
+use crate::native;
 use crate::shapes::{choices, shape};
 use crate::support::builder::{Shape, Step};
 use crate::support::fields;
@@ -126,4 +131,72 @@ fn lost_table_in_another_window_than_its_data_frees_nothing() {
         }
     }
     assert!(passes > 1, "no image was larger than a window");
+}
+
+/// Longest that the check of a file of terabytes with next to nothing in it may take.
+const SPARSE_MAX: Duration = Duration::from_secs(20);
+
+/// A file that is a hole behind its first bytes.
+#[derive(Debug)]
+struct Sparse {
+    head: Vec<u8>,
+    len: u64,
+}
+
+impl Backend for Sparse {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
+        into.copy_from_slice(&self.head.at(offset, into.len() as u64));
+        Ok(())
+    }
+
+    fn write_at(&self, _: &[u8], _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn set_len(&self, _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn data_ranges(&self, offset: u64, len: u64) -> io::Result<Vec<(u64, u64)>> {
+        let end = (offset + len).min(self.head.len() as u64);
+        Ok(if offset < end { vec![(offset, end - offset)] } else { Vec::new() })
+    }
+}
+
+/// Checks the same image with little and much memory, and says what was found.
+fn check_sparse(head: &[u8], len: u64) -> Vec<&'static str> {
+    let image: Arc<dyn Backend> = Arc::new(Sparse { head: head.to_vec(), len });
+    let [little, much] = [16 << 20, 256 << 20].map(|memory_bytes| {
+        let start = Instant::now();
+        let checked = Checked::with_memory(&native::files(Arc::clone(&image)), memory_bytes);
+        assert!(start.elapsed() < SPARSE_MAX, "{len} bytes, {memory_bytes} of memory: {:?}", start.elapsed());
+        checked
+    });
+    assert_eq!(facts(&little), facts(&much), "{len} bytes");
+    much.ids()
+}
+
+#[test]
+fn sparse_file_of_terabytes_is_checked_to_its_end_in_little_memory() {
+    for (cluster_bits, len) in [(16, 64_u64 << 40), (9, 1 << 40)] {
+        let shape = Shape { cluster_bits, gap_max: 4, ..scattered(1) };
+        let mut head = shape.build().bytes;
+        assert_eq!(check_sparse(&head, len), [""; 0], "clusters of {}", 1 << cluster_bits);
+        // The first guest cluster, which is in use, now lies in the last cluster of the file.
+        let table = head.number(head.number(40, 8), 8) & !(1 << 63);
+        let entry = usize::try_from(table).expect("small");
+        let far = (len - (1 << cluster_bits)) | 1 << 63;
+        head[entry..entry + 8].copy_from_slice(&far.to_be_bytes());
+        let found = check_sparse(&head, len);
+        assert!(found.contains(&"refcount-block-missing"), "clusters of {}: {found:?}", 1 << cluster_bits);
+        assert!(!found.contains(&"refcount-leak"), "clusters of {}: {found:?}", 1 << cluster_bits);
+    }
 }
