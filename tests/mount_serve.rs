@@ -304,19 +304,6 @@ fn damage_of_each_kind_is_eio() {
 }
 
 #[test]
-fn compressed_read_is_not_supported_and_counted() {
-    need!(tools::fuse(), tools::qemu());
-    let (folder, image) = create("compat=1.1");
-    qemu_io(&image, &["write -q -c -P 7 8M 64k"]);
-    let served = Served::directory(folder, &image);
-    let file = File::open(served.raw()).unwrap();
-    let error = file.read_exact_at(&mut [0; 512], 8 << 20).unwrap_err();
-    assert_eq!(error.raw_os_error(), Some(libc::EOPNOTSUPP));
-    file.read_exact_at(&mut [0; 512], (8 << 20) + CLUSTER).unwrap();
-    assert!(served.disk.health().counts().unsupported_reads > 0);
-}
-
-#[test]
 fn image_that_shrinks_under_the_mount_gives_eio() {
     need!(tools::fuse(), tools::qemu());
     let (folder, image) = create("compat=1.1");

@@ -55,7 +55,7 @@ fn call_with_a_forged_header_is_refused() {
         JobKind::Check,
         &[
             ("no op", vec![header(0, 0, [0; 3])], Some("unknown op 0")),
-            ("unknown op", vec![header(14, 0, [0; 3])], Some("unknown op 14")),
+            ("unknown op", vec![header(15, 0, [0; 3])], Some("unknown op 15")),
             ("largest op", vec![header(u32::MAX, 0, [0; 3])], Some("unknown op 4294967295")),
             ("reserved word", vec![header(10, 1, [0, 7, 0])], Some("reserved words")),
             ("no records", vec![header(1, 0, [0; 3])], Some("0 records")),

@@ -11,15 +11,17 @@ mod sandbox_support;
 use std::time::{Duration, Instant};
 
 use instar_abi::boot::JobKind;
-use instar_abi::call::Op;
+use instar_abi::call::{InflatedRange, Op};
 use instar_abi::extent::{Extent, ExtentKind};
 use instar_abi::finding::ACTIVE;
+use instar_abi::layout::ARENA_BASE;
 use instar_abi::problem::Problem;
 use instar_abi::summary::{Outcome, Summary};
+use instar_mount::disk::Payload;
 use instar_mount::sandbox::error::SandboxError;
 use instar_mount::sandbox::job::Job;
 use instar_mount::sandbox::{Resident, SandboxChoice};
-use sandbox_support::{cages, call, deed, evil_elf, evil_job};
+use sandbox_support::{ARENA_BYTES, cages, call, deed, evil_elf, evil_job};
 
 const IMAGE_BYTES: u64 = 8 * 4096;
 
@@ -108,6 +110,76 @@ fn resident_answer_that_is_not_sound_is_a_fault() {
                 }
                 _ => panic!("{name} in {choice:?}: wanted {wanted:?}, got {result:?}"),
             }
+        }
+    }
+}
+
+const PAYLOADS: [Payload; 2] = [Payload { offset: 4096, len: 100 }, Payload { offset: 4196, len: 100 }];
+
+fn inflated(ranges: &[InflatedRange]) -> Vec<u8> {
+    call(Op::Inflated, u32::try_from(ranges.len()).unwrap(), ranges)
+}
+
+#[test]
+fn resident_clusters_that_are_not_sound_are_a_fault() {
+    let good = InflatedRange { src: ARENA_BASE, len: 4096, problem: 0, reserved: 0 };
+    let bad = InflatedRange { src: 0, len: 0, problem: Problem::CompressedDamaged as u32, reserved: 0 };
+    let end = ARENA_BASE + ARENA_BYTES;
+    let cases: [(&str, &[InflatedRange], Option<&str>); 15] = [
+        ("two clusters", &[good, good], None),
+        ("one damaged", &[bad, good], None),
+        ("last bytes of the arena", &[good, InflatedRange { src: end - 4096, ..good }], None),
+        ("one too few", &[good], Some("1 clusters, asked were 2")),
+        ("one too many", &[good, good, good], Some("cluster 2, asked were 2")),
+        ("too short", &[good, InflatedRange { len: 4095, ..good }], Some("0xfff bytes, asked were 0x1000")),
+        ("too long", &[InflatedRange { len: 1 << 20, ..good }, good], Some("asked were 0x1000")),
+        ("endless", &[InflatedRange { len: u64::MAX, ..good }, good], Some("asked were 0x1000")),
+        ("below the arena", &[InflatedRange { src: ARENA_BASE - 1, ..good }, good], Some("not in the arena")),
+        ("behind the arena", &[InflatedRange { src: end - 4095, ..good }, good], Some("not in the arena")),
+        ("at null", &[InflatedRange { src: 0, ..good }, good], Some("not in the arena")),
+        ("past the last address", &[InflatedRange { src: u64::MAX, ..good }, good], Some("not in the arena")),
+        ("reserved word", &[InflatedRange { reserved: 3, ..good }, good], Some("reserved word 0x3")),
+        ("unknown problem", &[InflatedRange { problem: 9999, ..bad }, good], Some("problem 9999")),
+        ("problem with bytes", &[InflatedRange { problem: 1, ..good }, good], Some("problem 1 with")),
+    ];
+    for choice in cages() {
+        for (name, ranges, wanted) in cases {
+            let mut resident = start(&job(&[inflated(ranges)]), choice);
+            let result = resident.inflate(&PAYLOADS, 4096);
+            match (wanted, &result) {
+                (None, Ok(clusters)) => {
+                    let lens: Vec<_> =
+                        clusters.iter().map(|one| one.as_ref().map_or(0, |b| b.len())).collect();
+                    let expected: Vec<_> = ranges.iter().map(|r| usize::try_from(r.len).unwrap()).collect();
+                    assert_eq!(lens, expected, "{name}");
+                }
+                (Some(words), Err(SandboxError::Fault { what })) if what.contains(words) => {}
+                _ => panic!("{name} in {choice:?}: wanted {wanted:?}, got {result:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn resident_that_mixes_extents_and_clusters_up_is_a_fault() {
+    let cluster = InflatedRange { src: ARENA_BASE, len: 4096, problem: 0, reserved: 0 };
+    for choice in cages() {
+        let error = start(&job(&[inflated(&[cluster])]), choice).map(ACTIVE, 0, 1, &mut Vec::new());
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("clusters without a request"), "{error}");
+        let error = start(&job(&[answer(&[data(0, 4096)])]), choice).inflate(&PAYLOADS, 4096);
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("extents without a request"), "{error}");
+    }
+}
+
+#[test]
+fn resident_is_not_asked_to_inflate_more_than_it_may() {
+    for choice in cages() {
+        let mut resident = start(&job(&[]), choice);
+        for (payloads, cluster_bytes) in [(0, 4096), (65, 512), (2, 2 << 20), (1, 4 << 20), (1, 0)] {
+            let error = resident.inflate(&vec![PAYLOADS[0]; payloads], cluster_bytes).unwrap_err();
+            assert!(matches!(error, SandboxError::Host { .. }), "{error:?}");
         }
     }
 }

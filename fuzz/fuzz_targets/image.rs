@@ -4,7 +4,7 @@
 
 mod memory;
 
-use instar_abi::extent::{ExtentKind, MapOp, MapRequest};
+use instar_abi::extent::{Extent, ExtentKind, MapOp, MapRequest};
 use instar_abi::finding::{ACTIVE, Finding};
 use instar_abi::problem::{Problem, Tier};
 use instar_abi::summary::{Outcome, Summary};
@@ -69,10 +69,29 @@ fn mapped(image: &[u8], virtual_size: u64) {
         assert!(extent.guest_len > 0 && (covered == 0 || extent.guest_offset == covered), "{extent:?}");
         covered = extent.guest_offset + extent.guest_len;
         if matches!(ExtentKind::from_u32(extent.kind), Some(ExtentKind::Data | ExtentKind::Compressed)) {
-            assert!(extent.host_offset + extent.host_len <= image.len() as u64 || extent.file != 0, "{extent:?}");
+            assert!(
+                extent.host_offset + extent.host_len <= image.len() as u64 || extent.file != 0,
+                "{extent:?}"
+            );
         }
     }
     assert!(host.extents.is_empty() || covered >= guest_len);
+    inflate(image, &host.extents);
+}
+
+/// Inflates the first compressed clusters.
+fn inflate(image: &[u8], extents: &[Extent]) {
+    let mut host = Memory::new(image);
+    let packed = extents.iter().filter(|extent| extent.kind == ExtentKind::Compressed as u32);
+    host.requests.extend(packed.take(16).map(|extent| MapRequest {
+        op: MapOp::Inflate as u32,
+        snapshot: ACTIVE,
+        guest_offset: extent.guest_offset,
+        guest_len: extent.guest_len,
+        host_offset: extent.host_offset,
+        host_len: extent.host_len,
+    }));
+    map::serve(&mut host);
 }
 
 fuzz_target!(|image: &[u8]| {

@@ -102,15 +102,21 @@ impl Host for Memory {
         self.extents.push(*extent);
     }
 
-    fn next(&mut self) -> MapRequest {
-        self.requests.pop_front().unwrap_or(MapRequest {
+    fn inflated(&mut self, clusters: &[Result<&[u8], Problem>]) {
+        self.count();
+        assert!(clusters.iter().flatten().all(|cluster| (512..=2 << 20).contains(&cluster.len())));
+    }
+
+    fn next(&mut self, requests: &mut Vec<MapRequest>) {
+        let exit = MapRequest {
             op: MapOp::Exit as u32,
             snapshot: 0,
             guest_offset: 0,
             guest_len: 0,
             host_offset: 0,
             host_len: 0,
-        })
+        };
+        *requests = vec![self.requests.pop_front().unwrap_or(exit)];
     }
 
     fn memory_budget(&self) -> usize {

@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use instar_abi::boot::FILE_IMAGE;
 use instar_abi::extent::{Extent, ExtentKind};
 use instar_abi::problem::Problem;
 use thiserror::Error;
@@ -28,9 +29,7 @@ pub enum Place {
     Hole,
     /// A part of one compressed cluster.
     Compressed {
-        /// File index.
-        file: u8,
-        /// Offset in that file of the compressed bytes.
+        /// Offset in the image of the compressed bytes.
         offset: u64,
         /// Compressed bytes.
         len: u32,
@@ -203,8 +202,11 @@ fn place(extent: &Extent, file_len: &impl Fn(u32) -> Option<u64>) -> Result<Plac
             if extent.guest_len > COMPRESSED_GUEST_BYTES_MAX {
                 return Err(wrong(extent.guest_len));
             }
+            in_file(extent, extent.host_len, file_len)?;
+            if extent.file != FILE_IMAGE {
+                return Err(unknown("file", extent.file));
+            }
             Place::Compressed {
-                file: in_file(extent, extent.host_len, file_len)?,
                 offset: extent.host_offset,
                 len: u32::try_from(extent.host_len).map_err(|_| wrong(extent.host_len))?,
             }

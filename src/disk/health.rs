@@ -23,7 +23,7 @@ pub struct HealthCounts {
     pub damaged_reads: u64,
     /// Reads that the file below failed, or that it was too short for.
     pub io_errors: u64,
-    /// Reads that touched compressed or encrypted clusters, which are not served.
+    /// Reads that touched encrypted clusters, which are not served.
     pub unsupported_reads: u64,
     /// Times the cage gave no answer, or one that broke the rules.
     pub source_errors: u64,

@@ -6,7 +6,8 @@
 //! this check is an error of the source and serves nothing.
 //!
 //! ```text
-//! read(offset, buffer) -> cache -> hit: one read per extent
+//! read(offset, buffer) -> cache -> hit: one read per extent; a compressed one -> unpacker -> kept: copied
+//!                                                                                      -> source -> kept
 //!                               -> miss: source (one at a time) -> checked -> cache
 //! ```
 
@@ -14,9 +15,11 @@ mod cache;
 pub mod extent;
 pub mod health;
 pub mod source;
+mod unpack;
 mod view;
 
 pub use extent::{Piece, Place};
 pub use health::{Health, HealthCounts};
-pub use source::ExtentSource;
+pub use source::{ExtentSource, Inflated, Payload};
+pub use unpack::{SharedSource, Unpacker};
 pub use view::{Disk, DiskFiles, OnDamage, ReadOutcome, Stop};

@@ -1,11 +1,24 @@
-//! Who names the extents of a disk.
+//! Who names the extents of a disk, and inflates what is packed.
 
 use instar_abi::extent::Extent;
+use instar_abi::problem::Problem;
 
 use crate::sandbox::error::SandboxError;
 
-/// Turns guest ranges into extents. Its word is checked before it is used, so an implementation may be as wrong
-/// as it likes without harm to anything but the disk it speaks for.
+/// One compressed cluster, as an extent named it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Payload {
+    /// Byte offset in the image.
+    pub offset: u64,
+    /// Compressed bytes, at least 1.
+    pub len: u32,
+}
+
+/// A cluster's bytes, or what is wrong with its payload.
+pub type Inflated = Result<Box<[u8]>, Problem>;
+
+/// Turns guest ranges into extents and payloads into clusters. Its word on extents is checked before it is used, so
+/// an implementation may be as wrong as it likes without harm to anything but the disk it speaks for.
 pub trait ExtentSource: Send + std::fmt::Debug {
     /// Appends the extents of `guest_offset .. guest_offset + guest_len` of a snapshot
     /// ([`instar_abi::finding::ACTIVE`] for the active disk) to `into`, in guest order and without a gap.
@@ -19,4 +32,13 @@ pub trait ExtentSource: Send + std::fmt::Debug {
         guest_len: u64,
         into: &mut Vec<Extent>,
     ) -> Result<(), SandboxError>;
+
+    /// Inflates payloads to clusters of `cluster_bytes` bytes each: one outcome for each, in order, and
+    /// [`Problem::ReadError`] for what the file did not give. There are 1 to
+    /// [`instar_abi::extent::REQUESTS_MAX`] of them, and more than one only if all together inflate to no more than
+    /// [`instar_abi::extent::INFLATED_BYTES_MAX`].
+    ///
+    /// # Errors
+    /// As [`ExtentSource::map`].
+    fn inflate(&mut self, payloads: &[Payload], cluster_bytes: u64) -> Result<Vec<Inflated>, SandboxError>;
 }

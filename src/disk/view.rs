@@ -9,13 +9,13 @@ use instar_abi::boot::FILES_MAX;
 use instar_abi::extent::Extent;
 use instar_abi::problem::Problem;
 use instar_abi::to_usize;
-use parking_lot::Mutex;
 use tracing::warn;
 
 use super::cache::Cache;
 use super::extent::{Piece, Place, checked};
 use super::health::{Event, Health};
-use super::source::ExtentSource;
+use super::source::Payload;
+use super::unpack::{SharedSource, Unpacker};
 use crate::image::Backend;
 
 /// Clusters that one question to the source is about: 64 KiB of plain L2 entries, whatever the cluster size.
@@ -24,6 +24,8 @@ const WINDOW_CLUSTERS: u64 = 8192;
 const WINDOW_DOUBLINGS_MAX: u32 = 6;
 /// An answer of up to this many runs is small.
 const SMALL_ANSWER_RUNS: usize = 8;
+/// Memory for the inflated clusters of a disk that shares them with no other.
+const UNPACKED_BYTES: usize = 4 << 20;
 /// Cluster sizes of the format, as log2.
 const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
 
@@ -44,10 +46,12 @@ pub type DiskFiles = [Option<Arc<dyn Backend>>; FILES_MAX];
 #[derive(Debug)]
 pub struct Disk {
     files: DiskFiles,
-    source: Arc<Mutex<Box<dyn ExtentSource>>>,
+    source: SharedSource,
+    unpacker: Arc<Unpacker>,
     cache: Cache,
     snapshot: u32,
     size_bytes: u64,
+    cluster_bytes: u64,
     window_bytes: u64,
     doublings: AtomicU32,
     on_damage: OnDamage,
@@ -59,8 +63,6 @@ pub struct Disk {
 pub enum Stop {
     /// The bytes cannot be told.
     Damaged(Problem),
-    /// A compressed cluster.
-    Compressed,
     /// An encrypted cluster.
     Encrypted,
     /// A file below failed, or has become too short.
@@ -80,29 +82,39 @@ pub struct ReadOutcome {
 }
 
 impl Disk {
-    /// A disk of `size_bytes` bytes. `cluster_bits` only tunes how much is asked at once, so that a wrong value
-    /// costs speed and nothing else; `cache_bytes` bounds what the extents may take.
+    /// A disk of `size_bytes` bytes with clusters of `1 << cluster_bits`. A wrong cluster size costs speed, and makes
+    /// compressed clusters read as damaged; `cache_bytes` bounds what the extents may take.
     #[must_use]
     pub fn new(
         files: DiskFiles,
-        source: Arc<Mutex<Box<dyn ExtentSource>>>,
+        source: SharedSource,
         snapshot: u32,
         size_bytes: u64,
         cluster_bits: u32,
         cache_bytes: usize,
     ) -> Self {
         let cluster_bits = cluster_bits.clamp(*CLUSTER_BITS.start(), *CLUSTER_BITS.end());
+        let cluster_bytes = 1 << cluster_bits;
         Self {
             files,
+            unpacker: Arc::new(Unpacker::new(vec![source.clone()], cluster_bytes, UNPACKED_BYTES)),
             source,
             cache: Cache::new(cache_bytes),
             snapshot,
             size_bytes,
+            cluster_bytes,
             window_bytes: WINDOW_CLUSTERS << cluster_bits,
             doublings: AtomicU32::new(0),
             on_damage: OnDamage::default(),
             health: Health::default(),
         }
+    }
+
+    /// The same disk, inflating through what it shares with other disks of the same image.
+    #[must_use]
+    pub fn with_unpacker(mut self, unpacker: Arc<Unpacker>) -> Self {
+        self.unpacker = unpacker;
+        self
     }
 
     /// The same disk with another policy.
@@ -144,22 +156,71 @@ impl Disk {
     /// Reads from guest byte `at`, which is on the disk, to the end of what that byte is a part of.
     fn read_piece(&self, at: u64, into: &mut [u8]) -> Result<usize, Stop> {
         let piece = self.piece(at)?;
+        if let Place::Compressed { offset, len } = piece.place {
+            return self.read_compressed(at, Payload { offset, len }, piece.len, into);
+        }
         let bytes = to_usize(piece.len.min(into.len() as u64));
         let into = &mut into[..bytes];
         match piece.place {
             Place::Data { file, offset } => self.read_file(file, offset, into)?,
             Place::Zero | Place::Hole => into.fill(0),
-            Place::Damaged(problem) => match self.on_damage {
-                OnDamage::Eio => return Err(Stop::Damaged(problem)),
-                OnDamage::Zero => {
-                    self.health.count(Event::DamagedRead);
-                    into.fill(0);
-                }
-            },
-            Place::Compressed { .. } => return Err(Stop::Compressed),
+            Place::Damaged(problem) => self.read_damaged(problem, into)?,
+            Place::Compressed { .. } => return Err(Stop::Source),
             Place::Encrypted => return Err(Stop::Encrypted),
         }
         Ok(bytes)
+    }
+
+    fn read_damaged(&self, problem: Problem, into: &mut [u8]) -> Result<(), Stop> {
+        match self.on_damage {
+            OnDamage::Eio => Err(Stop::Damaged(problem)),
+            OnDamage::Zero => {
+                self.health.count(Event::DamagedRead);
+                into.fill(0);
+                Ok(())
+            }
+        }
+    }
+
+    /// Reads from guest byte `at`, of which `len` bytes are made of a compressed cluster; the rest of `into` is what
+    /// will be read next.
+    fn read_compressed(&self, at: u64, payload: Payload, len: u64, into: &mut [u8]) -> Result<usize, Stop> {
+        let skipped = at % self.cluster_bytes;
+        let bytes = to_usize(len.min(self.cluster_bytes - skipped).min(into.len() as u64));
+        let cluster = match self.unpacker.kept(payload) {
+            Some(cluster) => cluster,
+            None => {
+                let ahead = self.payloads(at + bytes as u64..at + into.len() as u64);
+                self.unpacker.inflate(payload, &ahead).map_err(|error| {
+                    warn!(guest_offset = at, %error, "the cage inflated nothing");
+                    Stop::Source
+                })?
+            }
+        };
+        let into = &mut into[..bytes];
+        match &*cluster {
+            Ok(cluster) => {
+                let part = cluster.get(to_usize(skipped)..).and_then(|rest| rest.get(..bytes));
+                into.copy_from_slice(part.ok_or(Stop::Source)?);
+            }
+            Err(Problem::ReadError) => return Err(Stop::Io(io::ErrorKind::Other.into())),
+            Err(problem) => self.read_damaged(*problem, into)?,
+        }
+        Ok(bytes)
+    }
+
+    /// What is compressed in `range`, as far as its extents are known and it is worth asking for at once.
+    fn payloads(&self, range: Range<u64>) -> Vec<Payload> {
+        let mut found = Vec::new();
+        let mut at = range.start;
+        while at < range.end && found.len() < self.unpacker.batch_max() {
+            let Some(piece) = self.cache.piece(at) else { break };
+            if let Place::Compressed { offset, len } = piece.place {
+                found.push(Payload { offset, len });
+            }
+            at = at.saturating_add(piece.len);
+        }
+        found
     }
 
     fn read_file(&self, file: u8, offset: u64, into: &mut [u8]) -> Result<(), Stop> {
@@ -240,7 +301,7 @@ impl Stop {
     fn event(&self) -> Event {
         match self {
             Self::Damaged(_) => Event::DamagedRead,
-            Self::Compressed | Self::Encrypted => Event::UnsupportedRead,
+            Self::Encrypted => Event::UnsupportedRead,
             Self::Io(_) => Event::IoError,
             Self::Source => Event::SourceError,
         }
@@ -253,7 +314,10 @@ mod tests {
     use instar_abi::finding::ACTIVE;
     use proptest::prelude::*;
 
+    use parking_lot::Mutex;
+
     use super::*;
+    use crate::disk::{ExtentSource, Inflated};
     use crate::sandbox::error::SandboxError;
 
     const CLUSTER: u64 = 512;
@@ -323,6 +387,17 @@ mod tests {
             }
             Ok(())
         }
+
+        /// Every cluster is full of its payload's first cluster number; that of number 60 is damaged.
+        fn inflate(&mut self, payloads: &[Payload], cluster: u64) -> Result<Vec<Inflated>, SandboxError> {
+            assert_eq!(cluster, CLUSTER);
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            let one = |payload: &Payload| match payload.offset / CLUSTER {
+                60 => Err(Problem::CompressedDamaged),
+                number => Ok(vec![number.to_le_bytes()[0]; to_usize(cluster)].into()),
+            };
+            Ok(payloads.iter().map(one).collect())
+        }
     }
 
     fn file_bytes(clusters: u64) -> Vec<u8> {
@@ -334,7 +409,7 @@ mod tests {
         let file: Arc<dyn Backend> = Arc::new(Bytes { told_len: bytes.len() as u64, bytes });
         let asked = Arc::new(AtomicU32::new(0));
         let source = Clusters { kinds: kinds.to_vec(), asked: asked.clone(), lies: false };
-        let source: Arc<Mutex<Box<dyn ExtentSource>>> = Arc::new(Mutex::new(Box::new(source)));
+        let source: SharedSource = Arc::new(Mutex::new(Box::new(source)));
         (Disk::new([Some(file), None, None, None], source, ACTIVE, size_bytes, 0, cache_bytes), asked)
     }
 
@@ -371,11 +446,32 @@ mod tests {
 
     #[test]
     fn read_of_what_is_not_served_is_told_and_counted() {
-        let kinds = [(ExtentKind::Compressed, 1), (ExtentKind::Encrypted, 1)];
-        let (disk, _) = disk_of(&kinds, 2 * CLUSTER, 1 << 20);
-        assert!(matches!(outcome(&disk, 0, 1), (_, Some(Stop::Compressed))));
-        assert!(matches!(outcome(&disk, CLUSTER, 1), (_, Some(Stop::Encrypted))));
-        assert_eq!(disk.health().counts().unsupported_reads, 2);
+        let (disk, _) = disk_of(&[(ExtentKind::Encrypted, 1)], CLUSTER, 1 << 20);
+        assert!(matches!(outcome(&disk, 0, 1), (_, Some(Stop::Encrypted))));
+        assert_eq!(disk.health().counts().unsupported_reads, 1);
+    }
+
+    #[test]
+    fn read_of_compressed_clusters_inflates_them_together_and_once() {
+        let kinds: Vec<_> = (0..8).map(|at| (ExtentKind::Compressed, at + 1)).collect();
+        let (disk, asked) = disk_of(&kinds, 8 * CLUSTER - 5, 1 << 20);
+        let (bytes, stopped) = outcome(&disk, 100, 8 * 512);
+        assert!(stopped.is_none());
+        let expected: Vec<u8> = (100..8 * 512 - 5).map(|at: u64| (at / 512 + 1).to_le_bytes()[0]).collect();
+        assert_eq!(bytes, expected);
+        assert_eq!(outcome(&disk, 1500, 20).0, expected[1400..1420]);
+        assert_eq!(asked.load(Ordering::Relaxed), 2, "one map, one batch to inflate");
+    }
+
+    #[test]
+    fn read_of_a_damaged_payload_costs_its_cluster_only() {
+        let kinds = [(ExtentKind::Compressed, 1), (ExtentKind::Compressed, 60), (ExtentKind::Compressed, 2)];
+        let (disk, _) = disk_of(&kinds, 3 * CLUSTER, 1 << 20);
+        let (bytes, stopped) = outcome(&disk, 0, 3 * 512);
+        assert_eq!(bytes, [1; 512]);
+        assert!(matches!(stopped, Some(Stop::Damaged(Problem::CompressedDamaged))));
+        assert_eq!(outcome(&disk, 2 * CLUSTER, 512).0, [2; 512]);
+        assert_eq!(disk.health().counts().damaged_reads, 1);
     }
 
     #[test]

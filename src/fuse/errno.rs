@@ -10,7 +10,7 @@ pub(super) fn of_stop(stop: &Stop) -> Errno {
         // What a disk says of a sector that it cannot read: file systems and rescue tools know how to go on.
         Stop::Damaged(_) => Errno::EIO,
         // The bytes are there and sound, so that a rescue tool must not take them for lost.
-        Stop::Compressed | Stop::Encrypted => Errno::EOPNOTSUPP,
+        Stop::Encrypted => Errno::EOPNOTSUPP,
         // The cause is in the log; readers of a disk know EIO, and may not know what else an NFS or an overlay
         // below can say.
         Stop::Io(_) => Errno::EIO,

@@ -25,11 +25,6 @@ pub fn line(report: &CheckReport, served: &Path) -> String {
     if matches!(report.verdict(), Verdict::Corruptions | Verdict::Incomplete) {
         add("what is damaged reads as an I/O error".to_owned());
     }
-    if report.summary.compressed_clusters > 0 {
-        let clusters =
-            counted(report.summary.compressed_clusters, "compressed cluster", "compressed clusters");
-        add(format!("{clusters} cannot be read yet"));
-    }
     if report.summary.features & feature::ENCRYPTED != 0 {
         add("encrypted: guest data stays sealed".to_owned());
     }

@@ -9,20 +9,21 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
 use instar_abi::boot::JobKind;
-use instar_abi::extent::{Extent, MapOp, MapRequest};
-use instar_abi::finding::Finding;
+use instar_abi::extent::{Extent, INFLATED_BYTES_MAX, MapOp, MapRequest, REQUESTS_MAX};
+use instar_abi::finding::{ACTIVE, Finding};
 use instar_abi::problem::Problem;
 
 use super::cage::{Cage, CageKind};
-use super::calls::{Served, Server};
+use super::calls::{Reply, Served, Server};
 use super::error::SandboxError;
 use super::job::Job;
 use super::observer::{Observer, RunStats};
 use super::payload::EMBEDDED;
 use super::run::{Built, SandboxChoice, build};
-use crate::disk::ExtentSource;
+use crate::disk::{ExtentSource, Inflated, Payload};
 
-type Reply = Result<Vec<Extent>, SandboxError>;
+/// An answer, and what the cage cost up to it.
+type Answered = (Result<Reply, SandboxError>, RunStats);
 
 /// How a resident cage came about.
 #[derive(Debug)]
@@ -34,8 +35,8 @@ struct Started {
 /// See the module's documentation. Dropping it ends the inmate.
 #[derive(Debug)]
 pub struct Resident {
-    requests: Option<Sender<MapRequest>>,
-    replies: Receiver<(Reply, RunStats)>,
+    requests: Option<Sender<Vec<MapRequest>>>,
+    replies: Receiver<Answered>,
     thread: Option<JoinHandle<()>>,
     started: Started,
     stats: RunStats,
@@ -130,12 +131,50 @@ impl Resident {
         }
         let op = MapOp::Map as u32;
         let request = MapRequest { op, snapshot, guest_offset, guest_len, host_offset: 0, host_len: 0 };
+        match self.ask(vec![request])? {
+            Reply::Extents(extents) => into.extend(extents),
+            Reply::Clusters(_) => return Err(mixed_up()),
+        }
+        Ok(())
+    }
+
+    /// Inflates payloads of the image to clusters of `cluster_bytes` bytes each: one outcome for each, in order.
+    ///
+    /// # Errors
+    /// `InvalidInput` for no payloads, or more of them than [`ExtentSource::inflate`] allows. Otherwise as
+    /// [`super::run`]: the cage has ended then, and every later request fails. A payload that is damaged is not
+    /// an error of this kind.
+    pub fn inflate(
+        &mut self,
+        payloads: &[Payload],
+        cluster_bytes: u64,
+    ) -> Result<Vec<Inflated>, SandboxError> {
+        let count = payloads.len();
+        let bytes = cluster_bytes.saturating_mul(count as u64);
+        if cluster_bytes == 0 || !(1..=REQUESTS_MAX).contains(&count) || bytes > INFLATED_BYTES_MAX {
+            let action = format!("inflate {count} clusters of {cluster_bytes} bytes");
+            return Err(host(&action, io::ErrorKind::InvalidInput));
+        }
+        let requests = payloads.iter().map(|payload| MapRequest {
+            op: MapOp::Inflate as u32,
+            snapshot: ACTIVE,
+            guest_offset: 0,
+            guest_len: cluster_bytes,
+            host_offset: payload.offset,
+            host_len: u64::from(payload.len),
+        });
+        match self.ask(requests.collect())? {
+            Reply::Clusters(clusters) => Ok(clusters),
+            Reply::Extents(_) => Err(mixed_up()),
+        }
+    }
+
+    fn ask(&mut self, request: Vec<MapRequest>) -> Result<Reply, SandboxError> {
         let requests = self.requests.as_ref().ok_or_else(gone)?;
         requests.send(request).map_err(|_| gone())?;
         let (reply, stats) = self.replies.recv().map_err(|_| gone())?;
         self.stats = stats;
-        into.extend(reply?);
-        Ok(())
+        reply
     }
 }
 
@@ -148,6 +187,10 @@ impl ExtentSource for Resident {
         into: &mut Vec<Extent>,
     ) -> Result<(), SandboxError> {
         Self::map(self, snapshot, guest_offset, guest_len, into)
+    }
+
+    fn inflate(&mut self, payloads: &[Payload], cluster_bytes: u64) -> Result<Vec<Inflated>, SandboxError> {
+        Self::inflate(self, payloads, cluster_bytes)
     }
 }
 
@@ -170,6 +213,11 @@ fn host(action: &str, kind: io::ErrorKind) -> SandboxError {
 /// The error for a cage that has ended before.
 fn gone() -> SandboxError {
     host("ask the resident cage, which has ended", io::ErrorKind::BrokenPipe)
+}
+
+/// The error for a reply of the wrong kind, which the call server does not let through.
+fn mixed_up() -> SandboxError {
+    host("take the resident cage's reply", io::ErrorKind::InvalidData)
 }
 
 /// The ids of the problems that keep a resident job from serving.
@@ -202,11 +250,11 @@ fn to_idle(cage: &mut dyn Cage, server: &mut Server) -> Result<(), SandboxError>
 fn serve(
     mut cage: Box<dyn Cage>,
     mut server: Server,
-    requests: &Receiver<MapRequest>,
-    replies: &Sender<(Reply, RunStats)>,
+    requests: &Receiver<Vec<MapRequest>>,
+    replies: &Sender<Answered>,
 ) {
     for request in requests {
-        let reply = server.ask(request).and_then(|()| to_idle(&mut *cage, &mut server));
+        let reply = server.ask(&request).and_then(|()| to_idle(&mut *cage, &mut server));
         let reply = reply.and_then(|()| server.take_answer());
         let failed = reply.is_err();
         if replies.send((reply, server.stats())).is_err() || failed {

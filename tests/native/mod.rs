@@ -11,7 +11,7 @@ use instar_abi::finding::{Finding, Owner};
 use instar_abi::problem::{Cure, Problem, Tier};
 use instar_abi::summary::Summary;
 use instar_abi::to_usize;
-use instar_mount::disk::ExtentSource;
+use instar_mount::disk::{ExtentSource, Inflated, Payload};
 use instar_mount::heal::{Inspector, Ran};
 use instar_mount::image::Backend;
 use instar_mount::sandbox::error::SandboxError;
@@ -28,19 +28,26 @@ pub fn files(image: Arc<dyn Backend>) -> Files {
     files
 }
 
+/// What a resident job has answered.
+#[derive(Debug, Default)]
+struct Answer {
+    extents: Vec<Extent>,
+    clusters: Vec<Inflated>,
+}
+
 /// A host without a cage.
 pub struct NativeHost<'a> {
     files: Files,
     observer: &'a mut dyn Observer,
-    resident: Option<(Receiver<MapRequest>, Sender<Vec<Extent>>)>,
-    extents: Option<Vec<Extent>>,
+    resident: Option<(Receiver<Vec<MapRequest>>, Sender<Answer>)>,
+    answer: Option<Answer>,
     memory_bytes: usize,
 }
 
 impl<'a> NativeHost<'a> {
     /// A host for a job that ends by itself.
     pub fn new(files: Files, observer: &'a mut dyn Observer) -> Self {
-        Self { files, observer, resident: None, extents: None, memory_bytes: 256 << 20 }
+        Self { files, observer, resident: None, answer: None, memory_bytes: 256 << 20 }
     }
 
     /// The same with another memory budget.
@@ -113,28 +120,30 @@ impl Host for NativeHost<'_> {
     }
 
     fn extent(&mut self, extent: &Extent) {
-        self.extents.as_mut().expect("an extent belongs to a request").push(*extent);
+        self.answer.as_mut().expect("an extent belongs to a request").extents.push(*extent);
     }
 
-    fn next(&mut self) -> MapRequest {
+    fn inflated(&mut self, clusters: &[Result<&[u8], Problem>]) {
+        let answer = self.answer.as_mut().expect("a cluster belongs to a request");
+        answer.clusters.extend(clusters.iter().map(|cluster| cluster.map(Box::from)));
+    }
+
+    fn next(&mut self, into: &mut Vec<MapRequest>) {
         let (requests, answers) = self.resident.as_ref().expect("only a resident job waits");
-        if let Some(done) = self.extents.take() {
+        if let Some(done) = self.answer.take() {
             answers.send(done).expect("somebody waits for the answer");
         }
-        self.extents = Some(Vec::new());
-        requests.recv().unwrap_or(MapRequest {
-            op: MapOp::Exit as u32,
-            snapshot: 0,
-            guest_offset: 0,
-            guest_len: 0,
-            host_offset: 0,
-            host_len: 0,
-        })
+        self.answer = Some(Answer::default());
+        *into = requests.recv().unwrap_or_else(|_| vec![request(MapOp::Exit)]);
     }
 
     fn memory_budget(&self) -> usize {
         self.memory_bytes
     }
+}
+
+fn request(op: MapOp) -> MapRequest {
+    MapRequest { op: op as u32, snapshot: 0, guest_offset: 0, guest_len: 0, host_offset: 0, host_len: 0 }
 }
 
 /// Runs `describe` without a cage.
@@ -179,8 +188,8 @@ impl Inspector for NativeInspector {
 /// A resident map job on a thread of this process. It ends when this is dropped.
 #[derive(Debug)]
 pub struct NativeSource {
-    requests: Sender<MapRequest>,
-    answers: Receiver<Vec<Extent>>,
+    requests: Sender<Vec<MapRequest>>,
+    answers: Receiver<Answer>,
 }
 
 impl NativeSource {
@@ -196,6 +205,12 @@ impl NativeSource {
         });
         Self { requests, answers }
     }
+
+    fn ask(&self, requests: Vec<MapRequest>) -> Result<Answer, SandboxError> {
+        let over = || SandboxError::Fault { what: "the job is over".into() };
+        self.requests.send(requests).map_err(|_| over())?;
+        self.answers.recv().map_err(|_| over())
+    }
 }
 
 impl ExtentSource for NativeSource {
@@ -206,17 +221,18 @@ impl ExtentSource for NativeSource {
         guest_len: u64,
         into: &mut Vec<Extent>,
     ) -> Result<(), SandboxError> {
-        let over = || SandboxError::Fault { what: "the job is over".into() };
-        let request = MapRequest {
-            op: MapOp::Map as u32,
-            snapshot,
-            guest_offset,
-            guest_len,
-            host_offset: 0,
-            host_len: 0,
-        };
-        self.requests.send(request).map_err(|_| over())?;
-        into.append(&mut self.answers.recv().map_err(|_| over())?);
+        let request = MapRequest { snapshot, guest_offset, guest_len, ..request(MapOp::Map) };
+        into.append(&mut self.ask(vec![request])?.extents);
         Ok(())
+    }
+
+    fn inflate(&mut self, payloads: &[Payload], cluster_bytes: u64) -> Result<Vec<Inflated>, SandboxError> {
+        let requests = payloads.iter().map(|payload| MapRequest {
+            guest_len: cluster_bytes,
+            host_offset: payload.offset,
+            host_len: u64::from(payload.len),
+            ..request(MapOp::Inflate)
+        });
+        Ok(self.ask(requests.collect())?.clusters)
     }
 }

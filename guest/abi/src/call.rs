@@ -15,9 +15,10 @@
 //! | `Text` | [`TextHeader`], then `len` bytes that are data and nothing else | - |
 //! | `Extent` | [`crate::extent::Extent`] x count, for the request under way | - |
 //! | `Progress` | [`ProgressRecord`] | - |
-//! | `Next` | - | a [`crate::extent::MapRequest`] |
+//! | `Next` | - | [`crate::extent::MapRequest`] x count; more than one only if all are to inflate |
 //! | `Done` | [`crate::summary::Summary`] | none: the job is over |
 //! | `Fail` | [`TextHeader`] (kind = a [`FailKind`]), then text | none: the job is over |
+//! | `Inflated` | [`InflatedRange`] x count, in the order of the requests, bytes at each range's `src` | - |
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -41,6 +42,7 @@ pub enum Op {
     Next = 11,
     Done = 12,
     Fail = 13,
+    Inflated = 14,
 }
 
 impl Op {
@@ -61,6 +63,7 @@ impl Op {
             11 => Self::Next,
             12 => Self::Done,
             13 => Self::Fail,
+            14 => Self::Inflated,
             _ => return None,
         })
     }
@@ -72,7 +75,7 @@ impl Op {
 pub struct CallHeader {
     /// An [`Op`].
     pub op: u32,
-    /// Records going in; in the answer of `DataRanges`, records coming back.
+    /// Records going in; in the answers of `DataRanges` and `Next`, records coming back.
     pub count: u32,
     /// Must be zero.
     pub reserved: [u64; 3],
@@ -152,6 +155,20 @@ pub struct StageRange {
     pub len: u64,
     /// Inmate address within the arena that holds the bytes.
     pub src: u64,
+}
+
+/// One inflated cluster, or why there is none.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct InflatedRange {
+    /// Inmate address within the arena that holds the bytes; 0 where there are none.
+    pub src: u64,
+    /// Bytes: the request's `guest_len`, or 0 where there are none.
+    pub len: u64,
+    /// 0, or the [`crate::problem::Problem`] number of what is wrong with the payload.
+    pub problem: u32,
+    /// Must be zero.
+    pub reserved: u32,
 }
 
 /// What a [`TextHeader`]'s bytes are. They are data from a hostile image: opaque, of any content.

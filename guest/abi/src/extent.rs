@@ -8,7 +8,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub enum MapOp {
     /// Name the extents of a guest range.
     Map = 1,
-    /// Inflate one compressed cluster into the arena.
+    /// Inflate one compressed cluster into the arena. Several of these may come at once.
     Inflate = 2,
     /// End with `Done`.
     Exit = 3,
@@ -37,13 +37,18 @@ pub struct MapRequest {
     pub snapshot: u32,
     /// First guest byte.
     pub guest_offset: u64,
-    /// Guest bytes.
+    /// Guest bytes; for [`MapOp::Inflate`] one cluster.
     pub guest_len: u64,
     /// For [`MapOp::Inflate`]: the extent's `host_offset`.
     pub host_offset: u64,
     /// For [`MapOp::Inflate`]: the extent's `host_len`.
     pub host_len: u64,
 }
+
+/// Most requests that one answer to `Next` holds.
+pub const REQUESTS_MAX: usize = 64;
+/// Most bytes that one answer to `Next` asks to inflate to: one cluster of the largest size.
+pub const INFLATED_BYTES_MAX: u64 = 2 << 20;
 
 /// What guest bytes are made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

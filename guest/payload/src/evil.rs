@@ -222,8 +222,9 @@ fn out_of_memory(which: u64) {
 fn resident(boot: BootPage, count: u64) -> ! {
     let mut host = GateHost::new(boot);
     let calls = scripted(&mut host, count);
+    let mut requests = Vec::new();
     loop {
-        core::hint::black_box(host.next());
+        host.next(&mut requests);
         calls.chunks(CALL_IMAGE_BYTES).for_each(forge);
     }
 }

@@ -8,13 +8,13 @@ use alloc::vec::Vec;
 
 use instar_abi::boot::{BootPage, FILE_ABSENT};
 use instar_abi::call::{
-    DataRange, DataRangesCall, Op, Phase, ProgressRecord, ReadRange, ScopeRange, StageRange, TEXT_BYTES_MAX,
+    DataRange, DataRangesCall, InflatedRange, Op, Phase, ProgressRecord, ReadRange, ScopeRange, StageRange, TEXT_BYTES_MAX,
     TextHeader, TextKind, records_max,
 };
-use instar_abi::extent::{Extent, MapRequest};
+use instar_abi::extent::{Extent, MapRequest, REQUESTS_MAX};
 use instar_abi::finding::{Finding, Owner};
 use instar_abi::layout::ARENA_BASE;
-use instar_abi::problem::Cure;
+use instar_abi::problem::{Cure, Problem};
 use instar_abi::summary::Summary;
 use instar_abi::to_usize;
 use instar_qcow2::host::{Host, Range};
@@ -193,10 +193,28 @@ impl Host for GateHost {
         self.extents.push(*extent);
     }
 
-    fn next(&mut self) -> MapRequest {
+    fn inflated(&mut self, clusters: &[Result<&[u8], Problem>]) {
+        self.flush();
+        let ranges: Vec<InflatedRange> = clusters
+            .iter()
+            .map(|cluster| match cluster {
+                Ok(bytes) => {
+                    assert!(in_arena(&self.boot, bytes));
+                    let src = bytes.as_ptr().expose_provenance() as u64;
+                    InflatedRange { src, len: bytes.len() as u64, problem: 0, reserved: 0 }
+                }
+                Err(problem) => InflatedRange { src: 0, len: 0, problem: *problem as u32, reserved: 0 },
+            })
+            .collect();
+        self.gate.send(Op::Inflated, &ranges);
+    }
+
+    fn next(&mut self, requests: &mut Vec<MapRequest>) {
         self.flush();
         self.gate.signal(Op::Next);
-        self.gate.record(0)
+        requests.clear();
+        let asked = self.gate.answered().min(REQUESTS_MAX);
+        requests.extend((0..asked).map(|index| self.gate.record::<MapRequest>(index)));
     }
 
     fn memory_budget(&self) -> usize {

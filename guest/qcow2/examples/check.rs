@@ -112,15 +112,13 @@ impl Host for Native {
 
     fn extent(&mut self, _: &Extent) {}
 
-    fn next(&mut self) -> MapRequest {
-        MapRequest {
-            op: MapOp::Exit as u32,
-            snapshot: 0,
-            guest_offset: 0,
-            guest_len: 0,
-            host_offset: 0,
-            host_len: 0,
-        }
+    fn inflated(&mut self, _: &[Result<&[u8], Problem>]) {}
+
+    fn next(&mut self, requests: &mut Vec<MapRequest>) {
+        let exit = MapOp::Exit as u32;
+        let none =
+            MapRequest { op: exit, snapshot: 0, guest_offset: 0, guest_len: 0, host_offset: 0, host_len: 0 };
+        *requests = vec![none];
     }
 
     fn memory_budget(&self) -> usize {

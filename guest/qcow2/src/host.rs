@@ -7,7 +7,7 @@ use instar_abi::{
     call::{DataRange, Phase, ReadRange, TextKind},
     extent::{Extent, MapRequest},
     finding::{Finding, Owner},
-    problem::Cure,
+    problem::{Cure, Problem},
 };
 
 /// One range of a vectored read, as the crate sees it: the bytes land one after the other in one buffer.
@@ -60,8 +60,12 @@ pub trait Host {
     /// Reports an extent of the range under way.
     fn extent(&mut self, extent: &Extent);
 
-    /// Waits for the next request of a resident job.
-    fn next(&mut self) -> MapRequest;
+    /// Hands over the clusters that the requests under way asked for, in their order; for what cannot be inflated,
+    /// the reason.
+    fn inflated(&mut self, clusters: &[Result<&[u8], Problem>]);
+
+    /// Waits for the next requests of a resident job: one, or several that all are to inflate.
+    fn next(&mut self, requests: &mut alloc::vec::Vec<MapRequest>);
 
     /// Bytes that the job may allocate in all; what it must stay below to get an answer.
     fn memory_budget(&self) -> usize;

@@ -28,7 +28,7 @@ use super::check::examine;
 use super::inspect::Inspector;
 use super::options::MountOptions;
 use super::{log, say};
-use crate::disk::{Disk, DiskFiles, ExtentSource};
+use crate::disk::{Disk, DiskFiles, SharedSource, Unpacker};
 use crate::error::Error;
 use crate::exit::Exit;
 use crate::fuse::{Content, Document, MountPoint, Mounted, ROOT, Tree};
@@ -40,6 +40,8 @@ use crate::sandbox::job::Job;
 
 /// Memory for the extents of one disk.
 const EXTENT_CACHE_BYTES: usize = 8 << 20;
+/// Memory for inflated clusters, of all disks of one image together.
+const UNPACKED_BYTES: usize = 24 << 20;
 /// Ending of a served disk's name.
 const RAW_ENDING: &str = "raw";
 
@@ -114,9 +116,11 @@ fn refuse(report: &CheckReport) -> Result<Exit, Error> {
 fn disk(report: &CheckReport, job: &Job, source: Resident) -> Disk {
     let summary = &report.summary;
     let files: DiskFiles = [Some(job.image.clone()), job.data_file.clone(), None, None];
-    let source: Box<dyn ExtentSource> = Box::new(source);
-    let source = Arc::new(Mutex::new(source));
+    let source: SharedSource = Arc::new(Mutex::new(Box::new(source)));
+    let cluster_bytes = report.cluster_bytes().unwrap_or(0);
+    let unpacker = Unpacker::new(vec![source.clone()], cluster_bytes, UNPACKED_BYTES);
     Disk::new(files, source, ACTIVE, summary.virtual_size, summary.cluster_bits, EXTENT_CACHE_BYTES)
+        .with_unpacker(Arc::new(unpacker))
 }
 
 /// The names under the mount point.

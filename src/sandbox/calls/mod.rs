@@ -5,6 +5,7 @@
 //! step. What does not pass is a fault that names the value. An I/O error of an image is an answer, not a failure.
 
 mod answer;
+mod clusters;
 mod files;
 #[cfg(test)]
 mod fuzz;
@@ -16,9 +17,9 @@ use std::time::Instant;
 
 use instar_abi::boot::JobKind;
 use instar_abi::call::{
-    CallHeader, DataRange, DataRangesCall, Op, ReadRange, ScopeRange, StageRange, records_max,
+    CallHeader, DataRange, DataRangesCall, InflatedRange, Op, ReadRange, ScopeRange, StageRange, records_max,
 };
-use instar_abi::extent::{Extent, MapRequest};
+use instar_abi::extent::{Extent, MapOp, MapRequest};
 use instar_abi::finding::{Finding, Owner};
 use instar_abi::summary::{Outcome, Summary};
 use instar_abi::to_usize;
@@ -30,7 +31,9 @@ use super::job::Job;
 use super::limits::Limits;
 use super::memory::InmateMemory;
 use super::observer::{Observer, RunStats};
+use crate::disk::Inflated;
 use answer::Answer;
+use clusters::Clusters;
 use files::Files;
 pub(super) use files::lengths;
 use report::Reports;
@@ -50,6 +53,22 @@ pub(super) enum Served {
     Done(Summary),
 }
 
+/// What the requests under way have been answered so far.
+#[derive(Debug)]
+enum Pending {
+    Extents(Answer),
+    Clusters(Clusters),
+}
+
+/// A whole answer of a resident job.
+#[derive(Debug)]
+pub(super) enum Reply {
+    /// The extents of a guest range.
+    Extents(Vec<Extent>),
+    /// What each payload inflated to.
+    Clusters(Vec<Inflated>),
+}
+
 /// Serves the calls of one inmate.
 #[derive(Debug)]
 pub(super) struct Server {
@@ -59,7 +78,7 @@ pub(super) struct Server {
     files: Files,
     reports: Reports,
     steps: Steps,
-    answer: Option<Answer>,
+    pending: Option<Pending>,
     waited: bool,
     stats: RunStats,
     /// Calls and bytes read since the job or the request began; these are what the limits are about.
@@ -86,7 +105,7 @@ fn allowed(kind: JobKind, waited: bool, op: Op) -> bool {
         Op::Read | Op::DataRanges | Op::Progress | Op::Fail => true,
         Op::Finding | Op::Owner | Op::Text | Op::Done => !waited,
         Op::Scope | Op::Stage | Op::Barrier => matches!(kind, JobKind::Plan | JobKind::Evil),
-        Op::Extent | Op::Next => kind == JobKind::Map,
+        Op::Extent | Op::Inflated | Op::Next => kind == JobKind::Map,
     }
 }
 
@@ -101,7 +120,7 @@ impl Server {
             files: Files::new(job),
             reports: Reports::default(),
             steps: Steps::default(),
-            answer: None,
+            pending: None,
             waited: false,
             calls: 0,
             bytes_read: 0,
@@ -145,16 +164,28 @@ impl Server {
         if silence.at < total.at { silence } else { total }
     }
 
-    /// Puts a request into the call area of an inmate that waits for one.
-    pub(super) fn ask(&mut self, request: MapRequest) -> Result<(), SandboxError> {
+    /// Puts requests into the call area of an inmate that waits for some: one, or several that all are to inflate.
+    pub(super) fn ask(&mut self, requests: &[MapRequest]) -> Result<(), SandboxError> {
         (self.calls, self.bytes_read, self.began) = (0, 0, Instant::now());
-        self.answer = Some(Answer::new(&request));
-        self.write(RECORDS, request.as_bytes())
+        self.pending = requests.first().map(|first| {
+            if first.op == MapOp::Inflate as u32 {
+                Pending::Clusters(Clusters::new(requests))
+            } else {
+                Pending::Extents(Answer::new(first))
+            }
+        });
+        let count = u32::try_from(requests.len()).unwrap_or(u32::MAX);
+        self.write(std::mem::offset_of!(CallHeader, count) as u64, count.as_bytes())?;
+        self.write(RECORDS, requests.as_bytes())
     }
 
-    /// The extents of the request that was asked last, once the inmate waits again.
-    pub(super) fn take_answer(&mut self) -> Result<Vec<Extent>, SandboxError> {
-        self.answer.take().map_or_else(|| Ok(Vec::new()), Answer::finish)
+    /// The answer to what was asked last, once the inmate waits again.
+    pub(super) fn take_answer(&mut self) -> Result<Reply, SandboxError> {
+        match self.pending.take() {
+            Some(Pending::Extents(answer)) => answer.finish().map(Reply::Extents),
+            Some(Pending::Clusters(clusters)) => clusters.finish().map(Reply::Clusters),
+            None => Err(violation("an answer without a request")),
+        }
     }
 
     /// Answers the call in the call area.
@@ -197,8 +228,17 @@ impl Server {
             Op::Text => self.text(header.count, observer)?,
             Op::Extent => {
                 let extents = self.records::<Extent>(op, header.count)?;
-                let answer = self.answer.as_mut().ok_or_else(|| violation("extents without a request"))?;
+                let Some(Pending::Extents(answer)) = &mut self.pending else {
+                    return Err(violation("extents without a request"));
+                };
                 answer.extend(&extents, &self.files)?;
+            }
+            Op::Inflated => {
+                let ranges = self.records::<InflatedRange>(op, header.count)?;
+                let Some(Pending::Clusters(clusters)) = &mut self.pending else {
+                    return Err(violation("clusters without a request"));
+                };
+                clusters.extend(&ranges, &self.memory)?;
             }
             Op::Progress => report::progress(&self.one(op, header.count)?, observer)?,
             Op::Next => {

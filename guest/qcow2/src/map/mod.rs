@@ -1,4 +1,4 @@
-//! The resident job that names the extents of guest ranges.
+//! The resident job that names the extents of guest ranges, and inflates compressed clusters.
 //!
 //! Invariant: every request is answered over its whole range, in guest order and without a gap, whatever the image
 //! holds; what cannot be told is a damaged extent with the reason. Of an L2 table no more is read than the entries
@@ -8,10 +8,13 @@
 //! are certain to be no guest data; every other pointer to metadata may itself be the one that is wrong.
 
 mod emit;
+mod inflate;
 mod l1;
 mod walk;
 
-use instar_abi::extent::MapOp;
+use alloc::vec::Vec;
+
+use instar_abi::extent::{MapOp, MapRequest};
 use instar_abi::finding::ACTIVE;
 use instar_abi::problem::Problem;
 use instar_abi::summary::{Outcome, Summary};
@@ -19,6 +22,7 @@ use instar_abi::summary::{Outcome, Summary};
 use crate::describe::{self, Roots};
 use crate::host::Host;
 use emit::{Emitter, Plain};
+use inflate::Clusters;
 use l1::L1Table;
 
 /// Answers requests until told to exit. An image whose header or active L1 table cannot be found is not waited for:
@@ -36,13 +40,20 @@ pub fn serve<H: Host>(host: &mut H) -> Summary {
         }
     };
     let mut snapshot: Option<(u32, L1Table)> = None;
+    let mut clusters = Clusters::new(&roots.header);
+    let mut requests: Vec<MapRequest> = Vec::new();
     loop {
-        let request = host.next();
+        host.next(&mut requests);
+        let Some(request) = requests.first() else { continue };
         match MapOp::from_u32(request.op) {
             Some(MapOp::Exit) => return roots.summary(),
             Some(MapOp::Map) => {}
+            Some(MapOp::Inflate) => {
+                clusters.inflate(host, &requests);
+                continue;
+            }
             // Not asked for by the host of this version; the request after it is waited for.
-            Some(MapOp::Inflate) | None => continue,
+            None => continue,
         }
         let table = if request.snapshot == ACTIVE {
             Ok(&active)
