@@ -176,7 +176,7 @@ fn resident_that_mixes_extents_and_clusters_up_is_a_fault() {
 #[test]
 fn resident_is_not_asked_to_inflate_more_than_it_may() {
     for choice in cages() {
-        let mut resident = start(&job(&[]), choice);
+        let mut resident = start(&job(&[answer(&[data(0, 4096)])]), choice);
         for (payloads, cluster_bytes) in [(0, 4096), (65, 512), (2, 2 << 20), (1, 4 << 20), (1, 0)] {
             let error = resident.inflate(&vec![PAYLOADS[0]; payloads], cluster_bytes).unwrap_err();
             assert!(matches!(error, SandboxError::Host { .. }), "{error:?}");
