@@ -6,12 +6,20 @@
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use thiserror::Error;
 
 use super::gate::Admitted;
 use super::{Backend, ImageFile, ImageLock, LockError, Mode, OpenError};
+
+/// How long a busy image is tried again: a program that is just ending, such as the server of a disk that was
+/// unmounted a moment ago, is not worth an error.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// Time between two tries.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Why an image could not be opened and locked.
 #[derive(Debug, Error)]
@@ -49,7 +57,7 @@ impl ImageHandle {
     }
 
     fn lock(file: ImageFile, mode: Mode) -> Result<Self, HandleError> {
-        let lock = ImageLock::acquire(file.as_fd(), file.path(), mode)?;
+        let lock = with_patience(|| ImageLock::acquire(file.as_fd(), file.path(), mode))?;
         Ok(Self { file: Arc::new(file), lock: Mutex::new(lock) })
     }
 
@@ -82,6 +90,44 @@ impl ImageHandle {
     /// # Errors
     /// `Busy` if another user is in the way; the old mode still holds then.
     pub fn change_mode(&self, mode: Mode) -> Result<(), LockError> {
-        self.lock.lock().change(mode)
+        let mut lock = self.lock.lock();
+        with_patience(|| lock.change(mode))
+    }
+}
+
+/// Tries again for [`PATIENCE`] while somebody else is in the way.
+fn with_patience<T>(mut attempt: impl FnMut() -> Result<T, LockError>) -> Result<T, LockError> {
+    let began = Instant::now();
+    loop {
+        match attempt() {
+            Err(LockError::Busy { .. }) if began.elapsed() < PATIENCE => thread::sleep(PAUSE),
+            ended => return ended,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[test]
+    fn open_waits_for_a_user_who_is_just_leaving_and_for_no_other() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), [1]).unwrap();
+        let path = file.path().to_path_buf();
+        let (locked, is_locked) = channel();
+        let leaving = thread::spawn(move || {
+            let handle = ImageHandle::open(&path, Mode::Exclusive).unwrap();
+            locked.send(()).unwrap();
+            thread::sleep(PAUSE * 2);
+            drop(handle);
+        });
+        is_locked.recv().unwrap();
+        let handle = ImageHandle::open(file.path(), Mode::Exclusive).unwrap();
+        leaving.join().unwrap();
+        assert!(matches!(ImageHandle::open(file.path(), Mode::Read), Err(HandleError::Lock(_))));
+        drop(handle);
     }
 }
