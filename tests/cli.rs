@@ -155,6 +155,31 @@ fn unknown_values_and_options_are_wrong_usage() {
 }
 
 #[test]
+fn damaged_payload_is_found_under_deep_only() {
+    need!(tools::qemu());
+    let folder = tempfile::tempdir().unwrap();
+    let image = recipe("compressed-damaged").make(folder.path());
+    assert_says(&check(&image.path), 0, &[]);
+    let options = ["check", "--deep", "--all"];
+    let output = tools::ensure_untouched(&[&image.path], || tools::run(instar(options).arg(&image.path)));
+    let told = (tools::code(&output), tools::stdout(&output));
+    assert_says(&told, 2, &["compressed-damaged", "does not inflate to one cluster", "0x140000"]);
+}
+
+#[test]
+fn leaks_are_freed_beside_a_damaged_payload_under_deep() {
+    need!(tools::qemu());
+    let folder = tempfile::tempdir().unwrap();
+    let image = recipe("compressed-damaged").make(folder.path());
+    let raw = support::raw::Raw::open(&image.path);
+    raw.append_clusters(1, 1);
+    let options = ["check", "--deep", "--repair=leaks"];
+    let output = tools::run(instar(options).arg(&image.path));
+    assert_eq!(tools::code(&output), 2, "{}{}", tools::stdout(&output), tools::stderr(&output));
+    assert_says(&check(&image.path), 0, &[]);
+}
+
+#[test]
 fn repair_all_is_refused_by_name_before_the_image_is_opened() {
     let output = tools::run(&mut instar(["check", "--repair=all", "/nonexistent"]));
     assert_eq!(tools::code(&output), 1);
@@ -268,7 +293,7 @@ fn document_has_the_keys_and_figures_of_qemu() {
         let image = image::make(folder.path(), &format!("{flavour:?}"), flavour, 65_536);
         let qemu = tools::must(tools::qemu_img(["check", "--output=json"]).arg(&image.path));
         let theirs = document(&qemu);
-        let ours = document(&check_in(cages()[0], &image.path, None));
+        let ours = document(&check_in(cages()[0], &image.path, None, &[]));
         for (key, value) in theirs.as_object().unwrap() {
             assert_eq!(ours.get(key), Some(value), "{flavour:?}: {key}");
         }

@@ -23,7 +23,9 @@ fn flavours_at_every_cluster_size_are_consistent_in_every_cage() {
             }
             let name = format!("{flavour:?}-{cluster_bytes}");
             let image = image::make(folder.path(), &name, flavour, cluster_bytes);
-            let (code, document) = tools::ensure_untouched(&[&image.path], || program::check(&image));
+            let (code, document) = tools::ensure_untouched(&[&image.path], || {
+                program::try_check(&image, &["--deep"]).unwrap_or_else(|error| panic!("{name}: {error}"))
+            });
             if code != 0 {
                 wrong.push(format!("{name}: exit {code}, {:?}", program::problems(&document)));
             }
@@ -41,7 +43,7 @@ fn recipes_are_found_and_exit_as_they_should_in_every_cage() {
     let mut wrong = Vec::new();
     for recipe in RECIPES {
         let image = recipe.make(folder.path());
-        let checked = tools::ensure_untouched(&[&image.path], || program::try_check(&image));
+        let checked = tools::ensure_untouched(&[&image.path], || program::try_check(&image, recipe.options));
         let (code, document) = match checked {
             Ok(checked) => checked,
             Err(error) => {

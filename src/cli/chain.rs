@@ -38,7 +38,8 @@ fn check_members(chain: &Chain, args: &CheckArgs) -> Result<Vec<Option<CheckRepo
             // The data file is the top's; those below have their own.
             let data_file = args.cage.data_file.clone().filter(|_| position == 0);
             let cage = CageArgs { data_file, ..args.cage.clone() };
-            Inspector::new(&member.handle, &cage, watch(args)?)?.check().map(Some)
+            let inspector = Inspector::new(&member.handle, &cage, watch(args)?)?.with_deep(args.deep);
+            inspector.check().map(Some)
         }
     };
     chain.members.iter().enumerate().map(check).collect()

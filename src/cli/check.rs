@@ -22,7 +22,7 @@ pub fn run(args: &CheckArgs) -> Result<Exit, Error> {
     }
     let tier = args.repair.built_tier()?;
     let image = ImageHandle::open(&args.image, Mode::Read)?;
-    let inspector = Inspector::new(&image, &args.cage, watch(args)?)?;
+    let inspector = Inspector::new(&image, &args.cage, watch(args)?)?.with_deep(args.deep);
     let report = examine(&image, &inspector, tier, args.repair.preview)?.report;
     print(&report, args.output, HumanOptions { all: args.all, quiet: args.quiet })?;
     Ok(report.exit(args.exit_code == ExitCodes::Detailed))

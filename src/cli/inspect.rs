@@ -32,6 +32,7 @@ pub struct Inspector {
     data_file: Option<Arc<dyn Backend>>,
     choice: SandboxChoice,
     memory_bytes: u64,
+    deep: bool,
     watch: Watch,
 }
 
@@ -48,8 +49,15 @@ impl Inspector {
             data_file: data_file.map_err(Error::DataFile)?.map(|file| Arc::new(file) as Arc<dyn Backend>),
             choice: cage.sandbox.into(),
             memory_bytes: cage.memory,
+            deep: false,
             watch,
         })
+    }
+
+    /// The same; with `deep`, its checks inflate every compressed cluster too.
+    #[must_use]
+    pub fn with_deep(self, deep: bool) -> Self {
+        Self { deep, ..self }
     }
 
     /// A job of this kind on the image.
@@ -58,6 +66,7 @@ impl Inspector {
         let mut job = Job::new(kind, Arc::clone(&self.image));
         job.data_file.clone_from(&self.data_file);
         job.limits.arena_bytes = self.memory_bytes;
+        job.deep = self.deep;
         job
     }
 
@@ -70,7 +79,7 @@ impl Inspector {
     /// Cages for the healer, of the same kind and with the same limits.
     pub(super) fn healers_cages(&self) -> CageInspector {
         let limits = self.job(JobKind::Check).limits;
-        CageInspector::new(self.choice, limits).with_data_file(self.data_file.clone())
+        CageInspector::new(self.choice, limits).with_data_file(self.data_file.clone()).with_deep(self.deep)
     }
 
     /// Checks the image.

@@ -21,6 +21,7 @@ Examples:
   instar check disk.qcow2                    what is wrong with it?
   instar check --repair --preview disk.qcow2 what would a repair do?
   instar check --repair=leaks disk.qcow2     give leaked space back
+  instar check --deep disk.qcow2             can its compressed clusters be read?
   instar check --output=json disk.qcow2      the same for programs";
 
 const MOUNT_EXAMPLES: &str = "\
@@ -77,6 +78,9 @@ pub struct CheckArgs {
     /// How to print the result.
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     pub output: OutputFormat,
+    /// Also inflate every compressed cluster, to find those that cannot be read.
+    #[arg(long)]
+    pub deep: bool,
     /// List every finding instead of counts by problem.
     #[arg(long)]
     pub all: bool,

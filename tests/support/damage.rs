@@ -16,6 +16,8 @@ pub struct Recipe {
     pub cluster_bytes: u64,
     /// Problem ids that must be among the findings.
     pub problems: &'static [&'static str],
+    /// Options of `instar check` that it takes to find it.
+    pub options: &'static [&'static str],
     /// Exit code of `instar check`.
     pub exit: i32,
     /// The damage.
@@ -41,7 +43,6 @@ pub const UNREACHABLE: &[(&str, &str)] = &[
     ("l1-table-unreadable", "needs storage that fails"),
     ("l2-table-unreadable", "needs storage that fails"),
     ("read-error", "needs storage that fails"),
-    ("compressed-damaged", "is looked for under --deep only, which is not offered yet"),
 ];
 
 const fn plain(name: &'static str, problems: &'static [&'static str], apply: fn(&TestImage, &Raw)) -> Recipe {
@@ -54,8 +55,20 @@ const fn with(
     problems: &'static [&'static str],
     apply: fn(&TestImage, &Raw),
 ) -> Recipe {
-    Recipe { name, flavour, cluster_bytes: 65_536, problems, exit: 2, apply }
+    Recipe { name, flavour, cluster_bytes: 65_536, problems, options: &[], exit: 2, apply }
 }
+
+/// The payload of a compressed cluster overwritten, which only inflating can show.
+const fn deep(flavour: Flavour, name: &'static str) -> Recipe {
+    let damage = |_: &TestImage, raw: &Raw| {
+        let payload = raw.number(raw.l2_entry(20), 8) & PAYLOAD_OFFSET;
+        raw.write(payload, &[0xff; 16]);
+    };
+    Recipe { options: &["--deep"], ..with(flavour, name, &["compressed-damaged"], damage) }
+}
+
+/// The payload's offset in the L2 entry of a compressed cluster of 64 KiB.
+const PAYLOAD_OFFSET: u64 = (1 << 54) - 1;
 
 /// Every recipe, in the order of the problem table.
 pub const RECIPES: &[Recipe] = &[
@@ -306,6 +319,8 @@ pub const RECIPES: &[Recipe] = &[
     with(Flavour::DataFile, "compressed-in-data-file", &["compressed-in-data-file"], |_, raw| {
         raw.change(raw.l2_entry(1), |entry| entry & !COPIED | COMPRESSED);
     }),
+    deep(Flavour::Plain, "compressed-damaged"),
+    deep(Flavour::Zstd, "compressed-damaged-zstd"),
     with(Flavour::ExtendedL2, "extended-bitmap-conflict", &["extended-bitmap-conflict"], |_, raw| {
         raw.change(raw.l2_entry(0) + 8, |bitmap| bitmap | 1 << 32);
     }),

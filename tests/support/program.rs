@@ -27,24 +27,25 @@ pub fn cages() -> Vec<&'static str> {
     }
 }
 
-/// Runs `instar check --output=json` on an image in one cage.
-pub fn check_in(cage: &str, image: &Path, data_file: Option<&Path>) -> Output {
+/// Runs `instar check --output=json` on an image in one cage, with `options` besides.
+pub fn check_in(cage: &str, image: &Path, data_file: Option<&Path>, options: &[&str]) -> Output {
     let mut command = instar(["check", "--output=json", "--sandbox", cage]);
+    command.args(options);
     if let Some(data) = data_file {
         command.arg("--data-file").arg(data);
     }
     tools::run(command.arg(image))
 }
 
-/// Exit code and document of a check in every cage that there is.
+/// Exit code and document of a check with `options` in every cage that there is.
 ///
 /// # Errors
 /// What was said instead of a document; where two cages differ.
-pub fn try_check(image: &TestImage) -> Result<(i32, Value), String> {
+pub fn try_check(image: &TestImage, options: &[&str]) -> Result<(i32, Value), String> {
     let data_file = image.data_file();
     let mut told: Option<(i32, Value)> = None;
     for cage in cages() {
-        let output = check_in(cage, &image.path, data_file.as_deref());
+        let output = check_in(cage, &image.path, data_file.as_deref(), options);
         let parsed: Result<Value, _> = serde_json::from_slice(&output.stdout);
         let mut document = parsed.map_err(|_| format!("{cage}: {}", tools::stderr(&output)))?;
         let sandbox = document.as_object_mut().and_then(|object| object.remove("sandbox"));
@@ -58,9 +59,9 @@ pub fn try_check(image: &TestImage) -> Result<(i32, Value), String> {
     told.ok_or_else(|| "no cage".to_owned())
 }
 
-/// [`try_check`] where nothing may go wrong.
+/// [`try_check`] without options, where nothing may go wrong.
 pub fn check(image: &TestImage) -> (i32, Value) {
-    try_check(image).unwrap_or_else(|error| panic!("{}: {error}", image.path.display()))
+    try_check(image, &[]).unwrap_or_else(|error| panic!("{}: {error}", image.path.display()))
 }
 
 /// The JSON that a program printed.
