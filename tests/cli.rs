@@ -330,3 +330,20 @@ fn names_inside_an_image_cannot_drive_the_terminal() {
         assert!(said.contains("u{1b}[2J"), "{said}");
     }
 }
+
+#[test]
+fn info_of_a_broken_header_tells_what_is_there_and_what_is_wrong() {
+    need!(tools::qemu());
+    let folder = tempfile::tempdir().unwrap();
+    for (at, value, id) in [(103, 96, "header-length"), (99, 7, "header-refcount-order")] {
+        let image = image::make(folder.path(), "broken", Flavour::Plain, 65_536);
+        let mut bytes = std::fs::read(&image.path).unwrap();
+        bytes[at] = value;
+        std::fs::write(&image.path, bytes).unwrap();
+        let told = tools::stdout(&tools::must(instar(["info"]).arg(&image.path)));
+        for word in ["version 3", "disk size:", "64 KiB", id] {
+            assert!(told.contains(word), "'{word}' is not said:\n{told}");
+        }
+        assert!(!told.contains(" 0 bits"), "{told}");
+    }
+}

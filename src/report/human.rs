@@ -239,13 +239,21 @@ pub fn write_image(report: &ImageReport, out: &mut dyn Write) -> io::Result<()> 
     if report.verdict() == Verdict::NotQcow2 {
         return writeln!(out, "format:         not QCOW2 (no magic)");
     }
-    writeln!(out, "format:         qcow2 version {}", summary.version)?;
-    writeln!(out, "disk size:      {} ({} bytes)", bytes(summary.virtual_size), summary.virtual_size)?;
+    // What could not be read is left out: a zero would be invented.
+    match summary.version {
+        0 => writeln!(out, "format:         qcow2, the version cannot be told")?,
+        version => writeln!(out, "format:         qcow2 version {version}")?,
+    }
+    if summary.virtual_size != 0 {
+        writeln!(out, "disk size:      {} ({} bytes)", bytes(summary.virtual_size), summary.virtual_size)?;
+    }
     if summary.cluster_bits != 0 {
         let cluster_bytes = 1_u64.checked_shl(summary.cluster_bits).unwrap_or(0);
         writeln!(out, "clusters:       {}", bytes(cluster_bytes))?;
     }
-    writeln!(out, "refcounts:      {} bits", summary.refcount_bits)?;
+    if summary.refcount_bits != 0 {
+        writeln!(out, "refcounts:      {} bits", summary.refcount_bits)?;
+    }
     let features = feature_names(summary.features);
     if !features.is_empty() {
         writeln!(out, "features:       {}", features.join(", "))?;

@@ -23,12 +23,16 @@ use crate::host::{Host, Range};
 use crate::ondisk::Fault;
 use crate::ondisk::bitmaps::BitmapEntry;
 use crate::ondisk::extensions::{BITMAP_DIRECTORY_BYTES_MAX, BITMAPS_MAX, BitmapsExtension};
+use crate::ondisk::header::{FIXED_BYTES, PlainFacts};
 
 /// Runs the job.
 pub fn run<H: Host>(host: &mut H) -> Summary {
     let roots = match Roots::load(host) {
         Ok(roots) => roots,
-        Err(fault) => return refused(host, &fault),
+        Err(fault) => {
+            let summary = refused(host, &fault);
+            return with_plain_facts(host, summary);
+        }
     };
     chain_names(host, &roots);
     let mut faults = 0;
@@ -40,12 +44,29 @@ pub fn run<H: Host>(host: &mut H) -> Summary {
         Some(extension) => bitmap_names(host, extension),
         None => Ok(()),
     };
-    for fault in [snapshots.err(), bitmaps.err()].into_iter().flatten() {
+    let listed = [snapshots.err(), bitmaps.err()];
+    for fault in roots.faults.iter().chain(listed.iter().flatten()) {
         host.finding(&fault.finding());
         faults += 1;
     }
     let outcome = if faults == 0 { Outcome::Complete } else { Outcome::Incomplete };
     Summary { outcome: outcome as u32, findings: faults, ..roots.summary() }
+}
+
+/// The summary of an image whose header is refused, with what the header has to tell all the same.
+fn with_plain_facts<H: Host>(host: &mut H, summary: Summary) -> Summary {
+    let len = host.file_len(FILE_IMAGE).unwrap_or(0).min(FIXED_BYTES as u64);
+    let mut bytes = alloc::vec![0; to_usize(len)];
+    let facts = match read(host, 0, &mut bytes) {
+        Ok(()) => PlainFacts::of(&bytes),
+        Err(_) => PlainFacts::default(),
+    };
+    Summary {
+        version: facts.version.unwrap_or(0),
+        cluster_bits: facts.cluster_bits.unwrap_or(0),
+        virtual_size: facts.virtual_size.unwrap_or(0),
+        ..summary
+    }
 }
 
 /// Reports why nothing can be said about an image, and the summary that goes with it.

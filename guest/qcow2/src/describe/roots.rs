@@ -25,6 +25,8 @@ pub struct Roots {
     pub extensions: Extensions,
     /// The image's first cluster, as far as the file has it.
     pub first_cluster: Vec<u8>,
+    /// What is wrong with either and leaves the rest readable.
+    pub faults: Vec<Fault>,
 }
 
 impl Roots {
@@ -35,10 +37,11 @@ impl Roots {
     pub fn load<H: Host>(host: &mut H) -> Result<Self, Fault> {
         let file_len = host.file_len(FILE_IMAGE).unwrap_or(0);
         let fixed = bytes_at_start(host, file_len.min(FIXED_BYTES as u64))?;
-        let (header, _) = Header::decode(&fixed)?;
+        let (header, mut faults) = Header::decode(&fixed)?;
         let first_cluster = bytes_at_start(host, file_len.min(header.cluster.bytes()))?;
-        let (extensions, _) = Extensions::decode(&first_cluster, &header);
-        Ok(Self { header, extensions, first_cluster })
+        let (extensions, more) = Extensions::decode(&first_cluster, &header);
+        faults.extend(more);
+        Ok(Self { header, extensions, first_cluster, faults })
     }
 
     /// The facts of the header as a complete summary; nothing is counted.

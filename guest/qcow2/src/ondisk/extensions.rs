@@ -92,11 +92,12 @@ impl Extensions {
     /// Decodes the extensions out of the image's first cluster (or what there is of it).
     #[must_use]
     pub fn decode(first_cluster: &[u8], header: &Header) -> (Self, Vec<Fault>) {
-        let mut all = Self { is_complete: true, ..Self::default() };
         let mut faults = Vec::new();
-        let start = header.header_bytes as usize;
+        let Some(header_bytes) = header.header_bytes else { return (Self::default(), faults) };
+        let mut all = Self { is_complete: true, ..Self::default() };
+        let start = header_bytes as usize;
         let end = match header.backing_offset {
-            name if name >= u64::from(header.header_bytes) && name < first_cluster.len() as u64 => {
+            name if name >= u64::from(header_bytes) && name < first_cluster.len() as u64 => {
                 instar_abi::to_usize(name)
             }
             _ => first_cluster.len(),

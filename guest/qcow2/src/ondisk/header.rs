@@ -116,8 +116,9 @@ pub struct Header {
     pub autoclear: u64,
     /// Width of reference counts.
     pub refcount_width: RefcountWidth,
-    /// Bytes of the header: where its extensions begin.
-    pub header_bytes: u32,
+    /// Bytes of the header: where its extensions begin. `None` where the field cannot be meant, so that whether
+    /// there are extensions is not known.
+    pub header_bytes: Option<u32>,
     /// Packing of compressed clusters, `None` where type field and feature bit do not agree or are not known.
     pub compression: Option<Compression>,
 }
@@ -142,17 +143,15 @@ impl Header {
     pub fn decode(bytes: &[u8]) -> Result<(Self, Vec<Fault>), Fault> {
         let (version, cluster) = decode_identity(bytes)?;
         let v3 = version >= 3;
-        let header_bytes = if v3 { u32_at(bytes, 100) } else { V2_BYTES };
-        if v3 && (header_bytes < V3_BYTES_MIN || u64::from(header_bytes) > cluster.bytes()) {
-            let (stored, expected) = (u64::from(header_bytes), u64::from(V3_BYTES_MIN));
-            return Err(Fault::header(Problem::HeaderLength, 100, 4, stored, expected));
-        }
+        let stored_bytes = if v3 { u32_at(bytes, 100) } else { V2_BYTES };
+        let is_possible = |bytes| !v3 || bytes >= V3_BYTES_MIN && u64::from(bytes) <= cluster.bytes();
+        let header_bytes = Some(stored_bytes).filter(|bytes| is_possible(*bytes));
         let v3_u64 = |at| if v3 { u64_at(bytes, at) } else { 0 };
         let incompatible = v3_u64(72);
         check_incompatible(incompatible, cluster)?;
         let mut faults = Vec::new();
-        if header_bytes % 8 != 0 {
-            let stored = u64::from(header_bytes);
+        if header_bytes.is_none_or(|bytes| bytes % 8 != 0) {
+            let stored = u64::from(stored_bytes);
             faults.push(Fault::header(Problem::HeaderLength, 100, 4, stored, u64::from(V3_BYTES_MIN)));
         }
         let header = Self {
@@ -184,7 +183,7 @@ impl Header {
         let named = self.backing_offset != 0;
         if named
             && (self.backing_len > BACKING_NAME_BYTES_MAX
-                || self.backing_offset < u64::from(self.header_bytes)
+                || self.backing_offset < u64::from(self.header_bytes.unwrap_or(V3_BYTES_MIN))
                 || end > self.cluster.bytes())
         {
             let mut fault =
@@ -308,6 +307,34 @@ fn table(bounds: &FileBounds, offset: u64, len: u64, problem: Problem, at: u64) 
     }
 }
 
+/// What can be told of a header that [`Header::decode`] refuses: fields that are there and mean something by
+/// themselves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PlainFacts {
+    /// 2 or 3.
+    pub version: Option<u32>,
+    /// log2 of the cluster size.
+    pub cluster_bits: Option<u32>,
+    /// Size of the active disk in bytes.
+    pub virtual_size: Option<u64>,
+}
+
+impl PlainFacts {
+    /// Reads them from the first bytes of the file, however few.
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> Self {
+        if be_u32(bytes, 0) != Some(MAGIC) {
+            return Self::default();
+        }
+        let Some(version @ (2 | 3)) = be_u32(bytes, 4) else { return Self::default() };
+        Self {
+            version: Some(version),
+            cluster_bits: be_u32(bytes, 20).filter(|bits| ClusterSize::new(*bits).is_some()),
+            virtual_size: be_u64(bytes, 24),
+        }
+    }
+}
+
 /// Magic, version and cluster size: what every other field depends on.
 fn decode_identity(bytes: &[u8]) -> Result<(u32, ClusterSize), Fault> {
     let magic = be_u32(bytes, 0);
@@ -366,15 +393,17 @@ fn decode_width(bytes: &[u8], v3: bool) -> Result<RefcountWidth, Fault> {
 }
 
 /// The compression type is in byte 104 of headers that are long enough, deflate otherwise; the feature bit
-/// stands if and only if it is not deflate.
+/// stands if and only if it is not deflate. Where the length is not known, the bit says whether the byte is one.
 fn decode_compression(
     bytes: &[u8],
-    header_bytes: u32,
+    header_bytes: Option<u32>,
     incompatible: u64,
     faults: &mut Vec<Fault>,
 ) -> Option<Compression> {
-    let stored = if header_bytes > V3_BYTES_MIN { be_u8(bytes, 104).unwrap_or(0) } else { 0 };
-    match (stored, incompatible & incompatible::COMPRESSION != 0) {
+    let has_bit = incompatible & incompatible::COMPRESSION != 0;
+    let has_type = header_bytes.map_or(has_bit, |bytes| bytes > V3_BYTES_MIN);
+    let stored = if has_type { be_u8(bytes, 104).unwrap_or(0) } else { 0 };
+    match (stored, has_bit) {
         (0, false) => Some(Compression::Deflate),
         (1, true) => Some(Compression::Zstd),
         _ => {
@@ -430,7 +459,10 @@ mod tests {
         bytes[72..112].fill(0xff);
         let (header, faults) = Header::decode(&bytes).unwrap();
         assert_eq!(faults, []);
-        assert_eq!((header.incompatible, header.header_bytes, header.refcount_width.bits()), (0, 72, 16));
+        assert_eq!(
+            (header.incompatible, header.header_bytes, header.refcount_width.bits()),
+            (0, Some(72), 16)
+        );
         bytes.truncate(72);
         assert!(Header::decode(&bytes).is_ok());
     }
@@ -449,6 +481,26 @@ mod tests {
         assert_eq!(fault_with(|b| b[36] = 1), Problem::HeaderL1Size);
         assert_eq!(fault_with(|b| b[15] = 8), Problem::HeaderBackingName);
         assert_eq!(fault_with(|b| b[95] = 2), Problem::AutoclearDataFileRaw);
+    }
+
+    #[test]
+    fn impossible_length_leaves_the_fixed_fields_readable() {
+        let mut bytes = v3();
+        bytes[103] = 96;
+        let (header, faults) = Header::decode(&bytes).unwrap();
+        assert_eq!((header.header_bytes, header.version), (None, 3));
+        assert_eq!(faults.len(), 1);
+    }
+
+    #[test]
+    fn refused_header_still_tells_what_it_has() {
+        let mut bytes = v3();
+        bytes[99] = 7;
+        assert!(Header::decode(&bytes).is_err());
+        let facts = PlainFacts::of(&bytes);
+        assert_eq!((facts.version, facts.cluster_bits), (Some(3), Some(16)));
+        assert_eq!(PlainFacts::of(&bytes[..28]).virtual_size, None);
+        assert_eq!(PlainFacts::of(&[0; 112]), PlainFacts::default());
     }
 
     #[test]
