@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use instar_abi::boot::JobKind;
 use instar_abi::call::{
-    CallHeader, DataRangesCall, Op, ProgressRecord, ReadRange, ScopeRange, StageRange, TextHeader,
+    CallHeader, DataRangesCall, Op, ProgressRecord, ReadRange, ScopeRange, SnapshotRecord, StageRange,
+    TextHeader,
 };
 use instar_abi::finding::{ACTIVE, Finding, NONE, Owner};
 use instar_abi::layout::{ARENA_BASE, BOOT, CALL, SMALL_BASE};
@@ -55,7 +56,7 @@ fn call_with_a_forged_header_is_refused() {
         JobKind::Check,
         &[
             ("no op", vec![header(0, 0, [0; 3])], Some("unknown op 0")),
-            ("unknown op", vec![header(15, 0, [0; 3])], Some("unknown op 15")),
+            ("unknown op", vec![header(16, 0, [0; 3])], Some("unknown op 16")),
             ("largest op", vec![header(u32::MAX, 0, [0; 3])], Some("unknown op 4294967295")),
             ("reserved word", vec![header(10, 1, [0, 7, 0])], Some("reserved words")),
             ("no records", vec![header(1, 0, [0; 3])], Some("0 records")),
@@ -115,6 +116,22 @@ fn read_out_of_file_or_arena_is_refused() {
             ),
         ],
     );
+}
+
+#[test]
+fn snapshot_record_out_of_form_or_turn_is_refused() {
+    let record = SnapshotRecord { index: 1, reserved: 0, disk_bytes: u64::MAX };
+    let forged = SnapshotRecord { reserved: 4, ..record };
+    table(
+        JobKind::Describe,
+        &[
+            ("any size", vec![call(Op::Snapshot, 1, &[record])], None),
+            ("reserved word", vec![call(Op::Snapshot, 1, &[forged])], Some("reserved word 0x4")),
+            ("two records", vec![call(Op::Snapshot, 2, &[record, record])], Some("must be 1")),
+        ],
+    );
+    let out_of_turn = vec![call(Op::Snapshot, 1, &[record])];
+    table(JobKind::Check, &[("by a check", out_of_turn, Some("call Snapshot is not for"))]);
 }
 
 #[test]

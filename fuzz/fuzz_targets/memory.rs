@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use instar_abi::call::{DataRange, Phase, TextKind};
+use instar_abi::call::{DataRange, Phase, SnapshotRecord, TextKind};
 use instar_abi::extent::{Extent, MapOp, MapRequest};
 use instar_abi::finding::{Finding, Owner};
 use instar_abi::problem::{Cure, Problem};
@@ -72,6 +72,10 @@ impl Host for Memory {
     }
 
     fn text(&mut self, _kind: TextKind, _index: u32, _bytes: &[u8]) {
+        self.count();
+    }
+
+    fn snapshot(&mut self, _record: &SnapshotRecord) {
         self.count();
     }
 

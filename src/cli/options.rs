@@ -26,6 +26,7 @@ Examples:
 
 const MOUNT_EXAMPLES: &str = "\
 The disk appears as MOUNTPOINT/<image name>.raw, or as MOUNTPOINT itself where that is a regular file.
+In a folder, internal snapshots appear as MOUNTPOINT/snapshots/<name>.raw.
 `fusermount3 -u MOUNTPOINT` ends it.
 
 Examples:

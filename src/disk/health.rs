@@ -29,6 +29,17 @@ pub struct HealthCounts {
     pub source_errors: u64,
 }
 
+impl std::iter::Sum for HealthCounts {
+    fn sum<I: Iterator<Item = Self>>(counts: I) -> Self {
+        counts.fold(Self::default(), |sum, next| Self {
+            damaged_reads: sum.damaged_reads.saturating_add(next.damaged_reads),
+            io_errors: sum.io_errors.saturating_add(next.io_errors),
+            unsupported_reads: sum.unsupported_reads.saturating_add(next.unsupported_reads),
+            source_errors: sum.source_errors.saturating_add(next.source_errors),
+        })
+    }
+}
+
 /// One kind of event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Event {

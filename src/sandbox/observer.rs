@@ -1,7 +1,7 @@
 //! What a job tells while it runs. The records are checked for form (known numbers, ranges in bounds) before
 //! they get here; whether they are true is another question, which only a fresh cage can answer.
 
-use instar_abi::call::{Phase, ProgressRecord, TextKind};
+use instar_abi::call::{Phase, ProgressRecord, SnapshotRecord, TextKind};
 use instar_abi::finding::{Finding, Owner};
 use instar_abi::problem::{Cure, Problem};
 
@@ -25,6 +25,11 @@ pub trait Observer {
     /// Opaque bytes from the image.
     fn text(&mut self, kind: TextKind, index: u32, bytes: &[u8]) {
         let _ = (kind, index, bytes);
+    }
+
+    /// An internal snapshot. Its names come as texts.
+    fn snapshot(&mut self, record: &SnapshotRecord) {
+        let _ = record;
     }
 
     /// How far the job is.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use instar_abi::boot::{FILE_DATA, FILE_IMAGE, FILES_MAX};
-use instar_abi::call::{DataRange, Phase, ProgressRecord, TextKind};
+use instar_abi::call::{DataRange, Phase, ProgressRecord, SnapshotRecord, TextKind};
 use instar_abi::extent::{Extent, MapOp, MapRequest};
 use instar_abi::finding::{Finding, Owner};
 use instar_abi::problem::{Cure, Problem, Tier};
@@ -101,6 +101,10 @@ impl Host for NativeHost<'_> {
 
     fn text(&mut self, kind: TextKind, index: u32, bytes: &[u8]) {
         self.observer.text(kind, index, bytes);
+    }
+
+    fn snapshot(&mut self, record: &SnapshotRecord) {
+        self.observer.snapshot(record);
     }
 
     fn progress(&mut self, phase: Phase, pass: u32, done: u64, total: u64) {

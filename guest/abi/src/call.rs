@@ -9,6 +9,7 @@
 //! | `DataRanges` | [`DataRangesCall`] | [`DataRange`] x count: what is not a hole, in order |
 //! | `Scope` | [`ScopeRange`] x count: opens a step; later `Stage`s must lie within | - |
 //! | `Stage` | [`StageRange`] x count, bytes at each range's `src` | - |
+//! | `Snapshot` | a [`SnapshotRecord`] | - |
 //! | `Barrier` | - : what was staged before must be durable before what comes after | - |
 //! | `Finding` | [`crate::finding::Finding`] x count | - |
 //! | `Owner` | [`crate::finding::Owner`] x count: users of a place that a finding named | - |
@@ -43,6 +44,7 @@ pub enum Op {
     Done = 12,
     Fail = 13,
     Inflated = 14,
+    Snapshot = 15,
 }
 
 impl Op {
@@ -64,6 +66,7 @@ impl Op {
             12 => Self::Done,
             13 => Self::Fail,
             14 => Self::Inflated,
+            15 => Self::Snapshot,
             _ => return None,
         })
     }
@@ -155,6 +158,18 @@ pub struct StageRange {
     pub len: u64,
     /// Inmate address within the arena that holds the bytes.
     pub src: u64,
+}
+
+/// An internal snapshot; its names come as texts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SnapshotRecord {
+    /// Its index in the snapshot table.
+    pub index: u32,
+    /// Must be zero.
+    pub reserved: u32,
+    /// Size of its disk in bytes.
+    pub disk_bytes: u64,
 }
 
 /// One inflated cluster, or why there is none.

@@ -17,7 +17,7 @@ pub mod problem;
 pub mod summary;
 
 /// Version of the wire. Host and inmate are built together; a mismatch means a stale embedded payload.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 const _: () = assert!(usize::BITS == 64, "host and inmate are 64-bit programs");
 

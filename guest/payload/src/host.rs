@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use instar_abi::boot::{BootPage, FILE_ABSENT};
 use instar_abi::call::{
-    DataRange, DataRangesCall, InflatedRange, Op, Phase, ProgressRecord, ReadRange, ScopeRange, StageRange, TEXT_BYTES_MAX,
+    DataRange, DataRangesCall, InflatedRange, Op, Phase, ProgressRecord, ReadRange, ScopeRange, SnapshotRecord, StageRange, TEXT_BYTES_MAX,
     TextHeader, TextKind, records_max,
 };
 use instar_abi::extent::{Extent, MapRequest, REQUESTS_MAX};
@@ -150,6 +150,11 @@ impl Host for GateHost {
         let bytes = &bytes[..bytes.len().min(TEXT_BYTES_MAX)];
         let len = u32::try_from(bytes.len()).unwrap_or(0);
         self.gate.send_text(Op::Text, &TextHeader { kind: kind as u32, index, len, reserved: 0 }, bytes);
+    }
+
+    fn snapshot(&mut self, record: &SnapshotRecord) {
+        self.flush();
+        self.gate.send(Op::Snapshot, &[*record]);
     }
 
     fn progress(&mut self, phase: Phase, pass: u32, done: u64, total: u64) {

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use instar_abi::boot::FILE_IMAGE;
-use instar_abi::call::{DataRange, Phase, TextKind};
+use instar_abi::call::{DataRange, Phase, SnapshotRecord, TextKind};
 use instar_abi::extent::{Extent, MapOp, MapRequest};
 use instar_abi::finding::{ACTIVE, Finding, Owner, Table};
 use instar_abi::problem::{Cure, Problem, Severity};
@@ -100,6 +100,10 @@ impl Host for Native {
 
     fn text(&mut self, kind: TextKind, index: u32, bytes: &[u8]) {
         println!("{kind:?} {index} {}", String::from_utf8_lossy(bytes));
+    }
+
+    fn snapshot(&mut self, record: &SnapshotRecord) {
+        println!("{record:?}");
     }
 
     fn progress(&mut self, _: Phase, _: u32, _: u64, _: u64) {}

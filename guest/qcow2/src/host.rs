@@ -4,7 +4,7 @@
 //! other input reaches this crate: that is what makes a job deterministic.
 
 use instar_abi::{
-    call::{DataRange, Phase, ReadRange, TextKind},
+    call::{DataRange, Phase, ReadRange, SnapshotRecord, TextKind},
     extent::{Extent, MapRequest},
     finding::{Finding, Owner},
     problem::{Cure, Problem},
@@ -44,6 +44,9 @@ pub trait Host {
 
     /// Hands over opaque bytes found in the image.
     fn text(&mut self, kind: TextKind, index: u32, bytes: &[u8]);
+
+    /// Tells of an internal snapshot.
+    fn snapshot(&mut self, record: &SnapshotRecord);
 
     /// Says how far the job is.
     fn progress(&mut self, phase: Phase, pass: u32, done: u64, total: u64);

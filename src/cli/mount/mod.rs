@@ -8,6 +8,7 @@
 mod background;
 mod error;
 mod serve;
+mod snapshots;
 
 use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
@@ -23,12 +24,13 @@ use parking_lot::Mutex;
 pub use background::SERVER_OPTION;
 pub use error::MountError;
 use serve::Ending;
+use snapshots::Snapshot;
 
 use super::check::examine;
 use super::inspect::Inspector;
 use super::options::MountOptions;
 use super::{log, say};
-use crate::disk::{Disk, DiskFiles, SharedSource, Unpacker};
+use crate::disk::{Disk, DiskFiles, HealthCounts, SharedSource, Unpacker};
 use crate::error::Error;
 use crate::exit::Exit;
 use crate::fuse::{Content, Document, MountPoint, Mounted, ROOT, Tree};
@@ -42,6 +44,8 @@ use crate::sandbox::job::Job;
 const EXTENT_CACHE_BYTES: usize = 8 << 20;
 /// Memory for inflated clusters, of all disks of one image together.
 const UNPACKED_BYTES: usize = 24 << 20;
+/// The folder of the snapshots' disks.
+const SNAPSHOTS_FOLDER: &str = "snapshots";
 /// Ending of a served disk's name.
 const RAW_ENDING: &str = "raw";
 
@@ -71,8 +75,12 @@ pub fn run(options: &MountOptions) -> Result<Exit, Error> {
         Ok(source) => source,
         Err(exit) => return Ok(exit),
     };
-    let disk = disk(&examined.report, &job, source);
-    let tree = tree(&point, &image, &examined.report, disk)?;
+    let snapshots = match &point {
+        MountPoint::File(_) => Vec::new(),
+        MountPoint::Directory(_) => snapshots::find(&examined.report, &inspector)?,
+    };
+    let disks = Disks::new(&examined.report, &job, source, snapshots);
+    let tree = tree(&point, &image, &examined.report, disks)?;
     let mounted = Mounted::new(tree, &point, &file_name(image.path()).to_string_lossy())
         .map_err(MountError::Session)?;
     if !options.quiet {
@@ -113,19 +121,44 @@ fn refuse(report: &CheckReport) -> Result<Exit, Error> {
     Ok(report.exit(false))
 }
 
-fn disk(report: &CheckReport, job: &Job, source: Resident) -> Disk {
-    let summary = &report.summary;
-    let files: DiskFiles = [Some(job.image.clone()), job.data_file.clone(), None, None];
-    let source: SharedSource = Arc::new(Mutex::new(Box::new(source)));
-    let cluster_bytes = report.cluster_bytes().unwrap_or(0);
-    let unpacker = Unpacker::new(vec![source.clone()], cluster_bytes, UNPACKED_BYTES);
-    Disk::new(files, source, ACTIVE, summary.virtual_size, summary.cluster_bits, EXTENT_CACHE_BYTES)
-        .with_unpacker(Arc::new(unpacker))
+/// All disks of one image. They share the cage and the inflated clusters.
+struct Disks {
+    active: Arc<Disk>,
+    snapshots: Vec<(Snapshot, Arc<Disk>)>,
+}
+
+impl Disks {
+    fn new(report: &CheckReport, job: &Job, source: Resident, snapshots: Vec<Snapshot>) -> Self {
+        let summary = &report.summary;
+        let files: DiskFiles = [Some(job.image.clone()), job.data_file.clone(), None, None];
+        let source: SharedSource = Arc::new(Mutex::new(Box::new(source)));
+        let cluster_bytes = report.cluster_bytes().unwrap_or(0);
+        let unpacker = Arc::new(Unpacker::new(vec![source.clone()], cluster_bytes, UNPACKED_BYTES));
+        let disk = |snapshot, size_bytes, cache_bytes| {
+            let (files, source) = (files.clone(), source.clone());
+            let disk = Disk::new(files, source, snapshot, size_bytes, summary.cluster_bits, cache_bytes);
+            Arc::new(disk.with_unpacker(unpacker.clone()))
+        };
+        let share_bytes = EXTENT_CACHE_BYTES / snapshots.len().max(1);
+        let with_disk = |snapshot: Snapshot| {
+            let of_snapshot = disk(snapshot.index, snapshot.disk_bytes, share_bytes);
+            (snapshot, of_snapshot)
+        };
+        Self {
+            active: disk(ACTIVE, summary.virtual_size, EXTENT_CACHE_BYTES),
+            snapshots: snapshots.into_iter().map(with_disk).collect(),
+        }
+    }
+
+    fn all(&self) -> Vec<Arc<Disk>> {
+        let snapshots = self.snapshots.iter().map(|(_, disk)| disk);
+        std::iter::once(&self.active).chain(snapshots).cloned().collect()
+    }
 }
 
 /// The names under the mount point.
-fn tree(point: &MountPoint, image: &ImageHandle, report: &CheckReport, disk: Disk) -> Result<Tree, Error> {
-    let disk = Arc::new(disk);
+fn tree(point: &MountPoint, image: &ImageHandle, report: &CheckReport, disks: Disks) -> Result<Tree, Error> {
+    let disk = disks.active.clone();
     let allocated = report.summary.allocated_clusters.saturating_mul(report.cluster_bytes().unwrap_or(0));
     let content = Content::Disk { disk: disk.clone(), allocated_bytes: allocated };
     let mut tree = match point {
@@ -136,7 +169,8 @@ fn tree(point: &MountPoint, image: &ImageHandle, report: &CheckReport, disk: Dis
             tree.add(ROOT, raw_name(image.path()), content);
             let folder = tree.add(ROOT, ".instar", Content::Directory);
             tree.add(folder, "report.json", Content::Document(Arc::new(report)));
-            tree.add(folder, "health", Content::Document(Arc::new(HealthDocument(disk))));
+            tree.add(folder, "health", Content::Document(Arc::new(HealthDocument(disks.all()))));
+            add_snapshots(&mut tree, disks.snapshots);
             tree
         }
     };
@@ -150,17 +184,31 @@ fn tree(point: &MountPoint, image: &ImageHandle, report: &CheckReport, disk: Dis
     Ok(tree)
 }
 
+/// `snapshots/<name>.raw`, where there are any.
+fn add_snapshots(tree: &mut Tree, snapshots: Vec<(Snapshot, Arc<Disk>)>) {
+    if snapshots.is_empty() {
+        return;
+    }
+    let folder = tree.add(ROOT, SNAPSHOTS_FOLDER, Content::Directory);
+    for (snapshot, disk) in snapshots {
+        // How much of a snapshot is allocated is not counted; none at all would be taken for all zeros by some.
+        let allocated_bytes = disk.size_bytes();
+        tree.add(folder, snapshot.file_name, Content::Disk { disk, allocated_bytes });
+    }
+}
+
 /// Readable for the user who mounted; for others if the image is.
 const FILE_MODE: u16 = 0o400;
 
 /// `.instar/health`.
 #[derive(Debug)]
-struct HealthDocument(Arc<Disk>);
+struct HealthDocument(Vec<Arc<Disk>>);
 
 impl Document for HealthDocument {
     fn render(&self) -> Vec<u8> {
         // Four numbers always fit JSON; nothing is told if not.
-        let mut text = serde_json::to_vec_pretty(&self.0.health().counts()).unwrap_or_default();
+        let counts: HealthCounts = self.0.iter().map(|disk| disk.health().counts()).sum();
+        let mut text = serde_json::to_vec_pretty(&counts).unwrap_or_default();
         text.push(b'\n');
         text
     }

@@ -82,7 +82,7 @@ fn number() -> impl Strategy<Value = u64> {
 }
 
 fn one_call() -> impl Strategy<Value = (u32, u32, Vec<u64>)> {
-    let op = prop_oneof![9 => 1..15u32, 1 => any::<u32>()];
+    let op = prop_oneof![9 => 1..16u32, 1 => any::<u32>()];
     let count = prop_oneof![9 => 0..4u32, 1 => any::<u32>()];
     (op, count, prop::collection::vec(number(), 0..40))
 }

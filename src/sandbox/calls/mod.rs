@@ -104,6 +104,7 @@ fn allowed(kind: JobKind, waited: bool, op: Op) -> bool {
     match op {
         Op::Read | Op::DataRanges | Op::Progress | Op::Fail => true,
         Op::Finding | Op::Owner | Op::Text | Op::Done => !waited,
+        Op::Snapshot => kind == JobKind::Describe,
         Op::Scope | Op::Stage | Op::Barrier => matches!(kind, JobKind::Plan | JobKind::Evil),
         Op::Extent | Op::Inflated | Op::Next => kind == JobKind::Map,
     }
@@ -240,6 +241,7 @@ impl Server {
                 };
                 clusters.extend(&ranges, &self.memory)?;
             }
+            Op::Snapshot => report::snapshot(&self.one(op, header.count)?, observer)?,
             Op::Progress => report::progress(&self.one(op, header.count)?, observer)?,
             Op::Next => {
                 self.no_records(op, header.count)?;

@@ -1,7 +1,9 @@
 //! What an inmate says of its image: findings, owners, texts, progress, the summary, its failure. Checked for
 //! form; whether it is true cannot be known here.
 
-use instar_abi::call::{FailKind, Phase, ProgressRecord, TEXT_BYTES_MAX, TextHeader, TextKind};
+use instar_abi::call::{
+    FailKind, Phase, ProgressRecord, SnapshotRecord, TEXT_BYTES_MAX, TextHeader, TextKind,
+};
 use instar_abi::finding::{Finding, NONE, Owner, Table};
 use instar_abi::problem::Problem;
 use instar_abi::summary::Summary;
@@ -115,6 +117,15 @@ pub(super) fn check_text(header: &TextHeader) -> Result<(), SandboxError> {
             "text of {len} bytes, at most {TEXT_BYTES_MAX}; reserved word {reserved:#x}"
         )));
     }
+    Ok(())
+}
+
+/// Passes a snapshot on. Its size is the image's word, and any number will do.
+pub(super) fn snapshot(record: &SnapshotRecord, observer: &mut dyn Observer) -> Result<(), SandboxError> {
+    if record.reserved != 0 {
+        return Err(violation(format!("snapshot: reserved word {:#x}, must be zero", record.reserved)));
+    }
+    observer.snapshot(record);
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! The job that tells what an image is: the header's facts, and the names in it.
 //!
 //! Invariant: the texts come in one order: backing file, backing format, data file, then id and name of each
-//! snapshot, then the name of each bitmap. They are opaque bytes; nothing here follows a name. A list that is damaged
+//! snapshot with its size, then the name of each bitmap. They are opaque bytes; nothing here follows a name. A list that is damaged
 //! ends at the damage, and the finding that says so comes after the texts before it.
 //!
 //! What this does not do: it counts nothing and checks no more than what it needs to find the names.
@@ -10,7 +10,7 @@ mod roots;
 mod snapshots;
 
 use instar_abi::boot::FILE_IMAGE;
-use instar_abi::call::{TEXT_BYTES_MAX, TextKind};
+use instar_abi::call::{SnapshotRecord, TEXT_BYTES_MAX, TextKind};
 use instar_abi::finding::NONE;
 use instar_abi::problem::Problem;
 use instar_abi::summary::{Outcome, Summary};
@@ -39,6 +39,9 @@ pub fn run<H: Host>(host: &mut H) -> Summary {
     let snapshots = each_snapshot(host, &roots.header, |host, index, entry, bytes| {
         text(host, TextKind::SnapshotId, index, bytes.get(entry.id.clone()));
         text(host, TextKind::SnapshotName, index, bytes.get(entry.name.clone()));
+        // An entry that does not say its size is of the size that the disk has.
+        let disk_bytes = entry.disk_bytes.unwrap_or(roots.header.virtual_size);
+        host.snapshot(&SnapshotRecord { index, reserved: 0, disk_bytes });
     });
     let bitmaps = match &roots.extensions.bitmaps {
         Some(extension) => bitmap_names(host, extension),
