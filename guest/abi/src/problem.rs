@@ -154,7 +154,7 @@ problems! {
         "The header extensions cannot be found."
     6 HeaderRefcountOrder "header-refcount-order" Fatal [Refuse] Lossless
         "header: refcount_order stored {stored:d}, the largest allowed is 6";
-        "The width of the reference counts is unknown."
+        "The width of the reference counts is unknown: they cannot be compared. Guest data is not touched by this."
     7 HeaderCryptMethod "header-crypt-method" Fatal [Refuse] Lossless
         "header: crypt_method stored {stored:d}, known are 0, 1 and 2";
         "It is unknown how the guest's data is encrypted."

@@ -336,7 +336,7 @@ impl Check {
             features: features(&header, bitmaps),
             unsupported: 0,
             cluster_bits: header.cluster.bits(),
-            refcount_bits: header.refcount_width.bits(),
+            refcount_bits: header.refcount_bits(),
             snapshots: header.snapshots,
             bitmaps,
             passes,

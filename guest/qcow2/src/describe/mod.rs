@@ -47,8 +47,10 @@ pub fn run<H: Host>(host: &mut H) -> Summary {
         Some(extension) => bitmap_names(host, extension),
         None => Ok(()),
     };
+    let bounds = roots.header.bounds(host.file_len(FILE_IMAGE).unwrap_or(0));
+    let tables = [roots.header.l1_table(&bounds).err(), roots.header.refcount_table(&bounds).err()];
     let listed = [snapshots.err(), bitmaps.err()];
-    for fault in roots.faults.iter().chain(listed.iter().flatten()) {
+    for fault in roots.faults.iter().chain(tables.iter().chain(&listed).flatten()) {
         host.finding(&fault.finding());
         faults += 1;
     }

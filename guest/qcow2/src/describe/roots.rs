@@ -67,7 +67,7 @@ impl Roots {
             version: header.version,
             features: features.iter().filter(|(_, is_set)| *is_set).fold(0, |all, (bit, _)| all | bit),
             cluster_bits: header.cluster.bits(),
-            refcount_bits: header.refcount_width.bits(),
+            refcount_bits: header.refcount_bits(),
             snapshots: header.snapshots,
             bitmaps,
             virtual_size: header.virtual_size,

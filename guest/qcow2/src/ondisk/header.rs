@@ -22,6 +22,8 @@ use super::units::{CLUSTER_BITS_MIN, ClusterSize, FileBounds, Position};
 pub const MAGIC: u32 = 0x5146_49fb;
 /// Bytes of a version 2 header.
 pub const V2_BYTES: u32 = 72;
+/// log2 of the width of a version 2 reference count in bits.
+const V2_REFCOUNT_ORDER: u32 = 4;
 /// Least bytes of a version 3 header.
 pub const V3_BYTES_MIN: u32 = 104;
 /// Bytes from the start of the file that hold every fixed field known here.
@@ -114,7 +116,10 @@ pub struct Header {
     pub compatible: u64,
     /// [`autoclear`] bits; 0 in version 2.
     pub autoclear: u64,
-    /// Width of reference counts.
+    /// log2 of the width of reference counts in bits, as stored; 4 in version 2.
+    pub refcount_order: u32,
+    /// Width of reference counts, for who has got a refcount table from [`Self::refcount_table`]: where the order
+    /// is impossible there is none.
     pub refcount_width: RefcountWidth,
     /// Bytes of the header: where its extensions begin. `None` where the field cannot be meant, so that whether
     /// there are extensions is not known.
@@ -146,6 +151,7 @@ impl Header {
         let stored_bytes = if v3 { u32_at(bytes, 100) } else { V2_BYTES };
         let is_possible = |bytes| !v3 || bytes >= V3_BYTES_MIN && u64::from(bytes) <= cluster.bytes();
         let header_bytes = Some(stored_bytes).filter(|bytes| is_possible(*bytes));
+        let refcount_order = if v3 { u32_at(bytes, 96) } else { V2_REFCOUNT_ORDER };
         let v3_u64 = |at| if v3 { u64_at(bytes, at) } else { 0 };
         let incompatible = v3_u64(72);
         check_incompatible(incompatible, cluster)?;
@@ -170,7 +176,8 @@ impl Header {
             incompatible,
             compatible: v3_u64(80),
             autoclear: v3_u64(88),
-            refcount_width: decode_width(bytes, v3)?,
+            refcount_order,
+            refcount_width: RefcountWidth::new(refcount_order).unwrap_or(RefcountWidth::V2),
             header_bytes,
             compression: decode_compression(bytes, header_bytes, incompatible, &mut faults),
         };
@@ -205,6 +212,12 @@ impl Header {
             let (stored, expected) = (self.autoclear, self.autoclear & !autoclear::DATA_FILE_RAW);
             faults.push(Fault::header(Problem::AutoclearDataFileRaw, 88, 8, stored, expected));
         }
+    }
+
+    /// Width of a reference count in bits, 0 where it is not known.
+    #[must_use]
+    pub fn refcount_bits(&self) -> u32 {
+        RefcountWidth::new(self.refcount_order).map_or(0, RefcountWidth::bits)
     }
 
     /// Whether guest data is in an external data file.
@@ -269,8 +282,13 @@ impl Header {
     /// Where the refcount table is.
     ///
     /// # Errors
-    /// [`Problem::HeaderRefcountTableOffset`] or [`Problem::HeaderRefcountTableSize`].
+    /// [`Problem::HeaderRefcountOrder`], [`Problem::HeaderRefcountTableOffset`] or
+    /// [`Problem::HeaderRefcountTableSize`].
     pub fn refcount_table(&self, bounds: &FileBounds) -> Result<TableRange, Fault> {
+        if RefcountWidth::new(self.refcount_order).is_none() {
+            let (stored, most) = (u64::from(self.refcount_order), u64::from(REFCOUNT_ORDER_MAX));
+            return Err(Fault::header(Problem::HeaderRefcountOrder, 96, 4, stored, most));
+        }
         let clusters = u64::from(self.refcount_table_clusters);
         let most = (REFCOUNT_TABLE_BYTES_MAX / self.cluster.bytes()).max(1);
         if clusters == 0 || clusters > most {
@@ -382,16 +400,6 @@ fn decode_crypt(bytes: &[u8]) -> Result<Crypt, Fault> {
     }
 }
 
-fn decode_width(bytes: &[u8], v3: bool) -> Result<RefcountWidth, Fault> {
-    if !v3 {
-        return Ok(RefcountWidth::V2);
-    }
-    let order = u32_at(bytes, 96);
-    let most = u64::from(REFCOUNT_ORDER_MAX);
-    RefcountWidth::new(order)
-        .ok_or_else(|| Fault::header(Problem::HeaderRefcountOrder, 96, 4, u64::from(order), most))
-}
-
 /// The compression type is in byte 104 of headers that are long enough, deflate otherwise; the feature bit
 /// stands if and only if it is not deflate. Where the length is not known, the bit says whether the byte is one.
 fn decode_compression(
@@ -473,7 +481,6 @@ mod tests {
         assert_eq!(fault_with(|b| b[7] = 4), Problem::HeaderVersion);
         assert_eq!(fault_with(|b| b[23] = 8), Problem::HeaderClusterBits);
         assert_eq!(fault_with(|b| b[103] = 96), Problem::HeaderLength);
-        assert_eq!(fault_with(|b| b[99] = 7), Problem::HeaderRefcountOrder);
         assert_eq!(fault_with(|b| b[35] = 3), Problem::HeaderCryptMethod);
         assert_eq!(fault_with(|b| b[72] = 1), Problem::HeaderIncompatibleFeature);
         assert_eq!(fault_with(|b| b[79] = 8), Problem::HeaderCompressionType);
@@ -495,7 +502,7 @@ mod tests {
     #[test]
     fn refused_header_still_tells_what_it_has() {
         let mut bytes = v3();
-        bytes[99] = 7;
+        bytes[35] = 3;
         assert!(Header::decode(&bytes).is_err());
         let facts = PlainFacts::of(&bytes);
         assert_eq!((facts.version, facts.cluster_bits), (Some(3), Some(16)));
@@ -513,6 +520,11 @@ mod tests {
 
     #[test]
     fn pointers_outside_the_file_are_not_handed_out() {
+        let mut bytes = v3();
+        bytes[99] = 7;
+        let (header, _) = Header::decode(&bytes).unwrap();
+        let fault = header.refcount_table(&header.bounds(1 << 40)).unwrap_err();
+        assert_eq!((fault.problem, fault.stored), (Problem::HeaderRefcountOrder, 7));
         let (header, _) = Header::decode(&v3()).unwrap();
         let bounds = header.bounds(0x1_0000);
         assert_eq!(header.l1_table(&bounds).unwrap_err().problem, Problem::HeaderL1Offset);
