@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use serde_json::Value;
-use support::program::{document, instar};
+use support::program::{document_of, instar};
 use support::tools;
 
 /// top.qcow2 -> middle.qcow2 -> base.raw, each 1 MiB of disk.
@@ -25,7 +25,7 @@ fn make_chain() -> (tempfile::TempDir, PathBuf) {
 
 fn check_chain(top: &Path, options: &[&str]) -> (i32, Value) {
     let output = run(top, options);
-    (tools::code(&output), document(&output))
+    (tools::code(&output), document_of(&output, "chain"))
 }
 
 fn run(top: &Path, options: &[&str]) -> Output {
@@ -93,6 +93,15 @@ fn chain_whose_member_is_not_what_is_stated_ends_there() {
     std::fs::write(folder.path().join("middle.qcow2"), [0x42; 4096]).unwrap();
     let (code, told) = check_chain(&top, &[&allowing(folder.path())]);
     assert_eq!((code, &told["whole"]), (1, &false.into()), "{told}");
+}
+
+#[test]
+fn chain_whose_top_is_no_qcow2_is_not_checked() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let top = folder.path().join("top.raw");
+    std::fs::write(&top, [0x42; 4096]).unwrap();
+    let (code, told) = check_chain(&top, &[]);
+    assert_eq!((code, &told["members"][0]["check"]["verdict"]), (63, &"not-qcow2".into()), "{told}");
 }
 
 #[test]

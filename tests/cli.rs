@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use support::damage::recipe;
 use support::image::{self, Flavour};
-use support::program::{cages, check_in, document, instar};
+use support::program::{cages, check_in, document, document_of, instar};
 use support::tools;
 
 /// Runs `instar check` on `path`, which must not be touched; returns exit code and what was said on both streams.
@@ -313,7 +313,7 @@ fn info_names_snapshots_and_features_in_both_forms() {
         assert!(human.contains(word), "'{word}' is not said:\n{human}");
     }
     let output = tools::must(instar(["info", "--output=json"]).arg(&image.path));
-    let document = document(&output);
+    let document = document_of(&output, "info");
     assert_eq!(document["virtual-size"], image.virtual_bytes);
     assert_eq!(document["snapshots"][1]["name"], "s2");
 }

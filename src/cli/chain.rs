@@ -54,8 +54,14 @@ fn exit(chain: &Chain, reports: &[Option<CheckReport>]) -> Exit {
         Exit::Leaks => 1,
         Exit::Consistent | Exit::Repaired => 0,
     };
-    let whole = if chain.is_whole() { Exit::Consistent } else { Exit::Failed };
-    let exits = reports.iter().flatten().map(|report| report.exit(false));
+    let exit_of = |report: &CheckReport| report.exit(false);
+    let whole = match reports.first().and_then(Option::as_ref).map(exit_of) {
+        _ if chain.is_whole() => Exit::Consistent,
+        // What is below a top that cannot be checked is nobody's failure.
+        Some(Exit::NotChecked) => Exit::NotChecked,
+        _ => Exit::Failed,
+    };
+    let exits = reports.iter().flatten().map(exit_of);
     exits.chain([whole]).max_by_key(severity).unwrap_or(whole)
 }
 
@@ -97,9 +103,10 @@ fn sentence(problem: &ChainProblem) -> String {
     escape_message(&text)
 }
 
-/// What `instar check --chain --output=json` prints.
+/// What `instar check --chain --output=json` prints. `docs/chain.schema.json` is generated from it.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct ChainDocument {
     /// True if every member that is named was reached.
     whole: bool,
@@ -110,9 +117,13 @@ struct ChainDocument {
 /// One member.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct MemberDocument {
+    /// Where it was found, escaped.
     filename: String,
+    /// "qcow2" or "raw".
     format: &'static str,
+    /// Size of its disk in bytes.
     virtual_size: u64,
     /// What broke the chain below this member.
     problems: Vec<String>,
@@ -138,4 +149,15 @@ fn document(chain: &Chain, reports: &[Option<CheckReport>]) -> ChainDocument {
     };
     let members = chain.members.iter().zip(reports).enumerate().map(member).collect();
     ChainDocument { whole: chain.is_whole(), members }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ChainDocument;
+    use crate::report::schema;
+
+    #[test]
+    fn schema_in_docs_is_the_one_of_the_chain() {
+        schema::assert_published::<ChainDocument>("chain");
+    }
 }

@@ -1,4 +1,5 @@
-//! The documents for programs. `docs/report.schema.json` is generated from the types in here.
+//! The documents for programs. `docs/report.schema.json` and `docs/info.schema.json` are generated from the types in
+//! here.
 //!
 //! Invariant: the keys of qemu's `ImageCheck` keep qemu's meaning, and those that qemu leaves out when they are
 //! zero are left out here too. Two runs over the same image differ in `sandbox` only, whatever the cage.
@@ -222,32 +223,51 @@ struct SandboxDocument {
 /// What `instar info --output=json` prints.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ImageDocument {
+    /// The image, as it was named.
     filename: String,
+    /// "qcow2", or "unknown": nothing else is told about.
     format: &'static str,
+    /// What was seen on the way; nothing was counted.
     verdict: &'static str,
+    /// Version of the format; 0 where it cannot be told, like every number here.
     version: u32,
+    /// Size of the disk in bytes.
     virtual_size: u64,
+    /// Bytes of a cluster.
     #[serde(skip_serializing_if = "Option::is_none")]
     cluster_size: Option<u64>,
+    /// Width of a reference count.
     refcount_bits: u32,
+    /// Names of the features in use.
     features: Vec<&'static str>,
+    /// The backing file's name, escaped.
     #[serde(skip_serializing_if = "Option::is_none")]
     backing_file: Option<String>,
+    /// The backing file's format, as stated, escaped.
     #[serde(skip_serializing_if = "Option::is_none")]
     backing_format: Option<String>,
+    /// The external data file's name, escaped.
     #[serde(skip_serializing_if = "Option::is_none")]
     data_file: Option<String>,
+    /// Internal snapshots.
     snapshots: Vec<NameDocument>,
+    /// Persistent bitmaps.
     bitmaps: Vec<NameDocument>,
+    /// What was seen to be wrong on the way; by no means everything.
     findings: Vec<FindingDocument>,
+    /// Where the image was looked at, and what that cost.
     sandbox: SandboxDocument,
 }
 
 /// A named part of an image.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct NameDocument {
+    /// Its index in the table or directory that lists it.
     index: u32,
+    /// Its name, escaped.
     name: String,
 }
 

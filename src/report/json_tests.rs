@@ -4,10 +4,8 @@ use instar_abi::problem::Problem;
 use instar_abi::summary::Outcome;
 use serde_json::Value;
 
-use super::super::samples;
+use super::super::{samples, schema};
 use super::*;
-
-const SCHEMA_PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/report.schema.json");
 
 fn document(report: &CheckReport) -> Value {
     serde_json::to_value(check_json(report)).unwrap()
@@ -15,20 +13,13 @@ fn document(report: &CheckReport) -> Value {
 
 #[test]
 fn schema_in_docs_is_the_one_of_the_types() {
-    let generator = schemars::generate::SchemaSettings::draft2020_12().for_serialize().into_generator();
-    let schema = generator.into_root_schema_for::<CheckDocument>();
-    let fresh = serde_json::to_string_pretty(&schema).unwrap() + "\n";
-    if std::env::var_os("UPDATE").is_some() {
-        std::fs::write(SCHEMA_PATH, &fresh).unwrap();
-    }
-    let stored = std::fs::read_to_string(SCHEMA_PATH).unwrap_or_default();
-    assert!(stored == fresh, "docs/report.schema.json is stale: run the tests with UPDATE=1");
+    schema::assert_published::<CheckDocument>("report");
+    schema::assert_published::<ImageDocument>("info");
 }
 
 #[test]
 fn documents_hold_to_the_published_schema() {
-    let schema = serde_json::from_str(&std::fs::read_to_string(SCHEMA_PATH).unwrap()).unwrap();
-    let validator = jsonschema::validator_for(&schema).unwrap();
+    let validator = schema::validator("report");
     for report in [samples::leaky(), samples::corrupt(), samples::repaired()] {
         let document = document(&report);
         if let Err(error) = validator.validate(&document) {

@@ -16,6 +16,8 @@ mod progress;
 mod prospect;
 #[cfg(test)]
 mod samples;
+#[cfg(test)]
+pub(crate) mod schema;
 mod sentence;
 mod tally;
 mod touched;

@@ -71,6 +71,19 @@ pub fn document(output: &Output) -> Value {
     })
 }
 
+/// The JSON that a program printed, which follows the published schema called `schema`.
+pub fn document_of(output: &Output, schema: &str) -> Value {
+    let document = document(output);
+    let path = format!("{}/docs/{schema}.schema.json", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let schema = serde_json::from_str(&text).expect("a schema is JSON");
+    let validator = jsonschema::validator_for(&schema).expect("a schema that can be used");
+    if let Err(error) = validator.validate(&document) {
+        panic!("{path}: {error}\n{document:#}");
+    }
+    document
+}
+
 /// The ids of the problems in a document, in the order of the problem table.
 pub fn problems(document: &Value) -> Vec<String> {
     let rows = document["problems"].as_array().expect("problems");
