@@ -5,34 +5,20 @@
     reason = "a failing helper fails its test; skips are printed"
 )]
 
+mod support;
+
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use instar_mount::image::{Conflict, ImageFile, ImageLock, LockError, Mode};
-
-/// False, with a printed reason, where the machine lacks the programs.
-fn have(programs: &[&str]) -> bool {
-    programs.iter().all(|program| {
-        let found = Command::new(program).arg("--version").output().is_ok_and(|o| o.status.success());
-        if !found {
-            eprintln!("skipped: {program} is not installed");
-        }
-        found
-    })
-}
+use support::tools;
 
 fn image() -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("disk.qcow2");
-    let made = Command::new("qemu-img")
-        .args(["create", "-q", "-f", "qcow2"])
-        .arg(&path)
-        .arg("16M")
-        .status()
-        .unwrap();
-    assert!(made.success());
+    tools::must(tools::qemu_img(["create", "-q", "-f", "qcow2"]).arg(&path).arg("16M"));
     (folder, path)
 }
 
@@ -83,9 +69,7 @@ fn refused_by_lock(output: &Output) -> bool {
 
 #[test]
 fn writer_holds_image_reader_is_refused_and_told_who() {
-    if !have(&["qemu-img", "qemu-io"]) {
-        return;
-    }
+    need!(tools::qemu());
     let (_folder, path) = image();
     let qemu = QemuIo::open(&path, &[]);
     for mode in [Mode::Read, Mode::Exclusive] {
@@ -101,9 +85,7 @@ fn writer_holds_image_reader_is_refused_and_told_who() {
 
 #[test]
 fn qemu_reader_holds_image_our_readers_coexist_and_repair_is_refused() {
-    if !have(&["qemu-img", "qemu-io"]) {
-        return;
-    }
+    need!(tools::qemu());
     let (_folder, path) = image();
     let _qemu = QemuIo::open(&path, &["-r"]);
     lock(&path, Mode::Read).unwrap();
@@ -112,9 +94,7 @@ fn qemu_reader_holds_image_our_readers_coexist_and_repair_is_refused() {
 
 #[test]
 fn forced_share_reader_does_not_stop_us_reading_but_repairing() {
-    if !have(&["qemu-img", "qemu-io"]) {
-        return;
-    }
+    need!(tools::qemu());
     let (_folder, path) = image();
     let _qemu = QemuIo::open(&path, &["-r", "-U"]);
     lock(&path, Mode::Read).unwrap();
@@ -123,9 +103,7 @@ fn forced_share_reader_does_not_stop_us_reading_but_repairing() {
 
 #[test]
 fn our_reader_holds_image_qemu_may_read_but_not_write() {
-    if !have(&["qemu-img", "qemu-io"]) {
-        return;
-    }
+    need!(tools::qemu());
     let (_folder, path) = image();
     let _ours = lock(&path, Mode::Read).unwrap();
     assert!(qemu_io_once(&path, &["-r"], "read 0 4096").status.success());
@@ -137,9 +115,7 @@ fn our_reader_holds_image_qemu_may_read_but_not_write() {
 
 #[test]
 fn our_repair_holds_image_qemu_is_refused_in_every_way() {
-    if !have(&["qemu-img", "qemu-io"]) {
-        return;
-    }
+    need!(tools::qemu());
     let (_folder, path) = image();
     let ours = lock(&path, Mode::Exclusive).unwrap();
     for options in [&["-r"][..], &[], &["-r", "-U"]] {
@@ -154,9 +130,7 @@ fn our_repair_holds_image_qemu_is_refused_in_every_way() {
 
 #[test]
 fn storage_daemon_holds_image_we_are_refused_until_it_ends() {
-    if !have(&["qemu-img", "qemu-storage-daemon"]) {
-        return;
-    }
+    need!(tools::qemu(), tools::program("qemu-storage-daemon"));
     let (folder, path) = image();
     let pid_file = folder.path().join("pid");
     let started = Command::new("qemu-storage-daemon")
@@ -189,9 +163,7 @@ fn storage_daemon_holds_image_we_are_refused_until_it_ends() {
 
 #[test]
 fn our_lock_held_storage_daemon_refuses_to_start() {
-    if !have(&["qemu-img", "qemu-storage-daemon"]) {
-        return;
-    }
+    need!(tools::qemu(), tools::program("qemu-storage-daemon"));
     let (_folder, path) = image();
     let _ours = lock(&path, Mode::Read).unwrap();
     let output = Command::new("timeout")

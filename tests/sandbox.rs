@@ -6,6 +6,7 @@
 )]
 
 mod sandbox_support;
+mod support;
 
 use std::path::Path;
 use std::process::Command;
@@ -21,34 +22,19 @@ use instar_mount::sandbox::job::Job;
 use instar_mount::sandbox::observer::Ignore;
 use instar_mount::sandbox::{self, Resident};
 use sandbox_support::cages;
-
-fn qemu(program: &str, args: &[&str], image: &Path) {
-    let output = Command::new(program).args(args).arg(image).output().unwrap();
-    assert!(output.status.success(), "{program} {args:?}: {output:?}");
-}
+use support::tools;
 
 /// A 64 MiB image with 64 KiB of data at 1 MiB.
 fn image(dir: &Path) -> Arc<ImageFile> {
     let path = dir.join("disk.qcow2");
-    let made = Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&path).arg("64M").output();
-    assert!(made.unwrap().status.success());
-    qemu("qemu-io", &["-f", "qcow2", "-c", "write -P 7 1M 64k"], &path);
+    tools::must(tools::qemu_img(["create", "-q", "-f", "qcow2"]).arg(&path).arg("64M"));
+    tools::must(Command::new("qemu-io").args(["-f", "qcow2", "-c", "write -P 7 1M 64k"]).arg(&path));
     Arc::new(ImageFile::open_read_only(&path).unwrap())
-}
-
-fn qemu_is_here() -> bool {
-    let here = Command::new("qemu-img").arg("--version").output().is_ok();
-    if !here {
-        eprintln!("skipped: qemu-img is not installed");
-    }
-    here
 }
 
 #[test]
 fn describe_of_a_healthy_image_tells_its_size_in_both_cages() {
-    if !qemu_is_here() {
-        return;
-    }
+    need!(tools::qemu());
     let dir = tempfile::tempdir().unwrap();
     let job = Job::new(JobKind::Describe, image(dir.path()));
     for choice in cages() {
@@ -63,9 +49,7 @@ fn describe_of_a_healthy_image_tells_its_size_in_both_cages() {
 
 #[test]
 fn resident_map_names_written_and_unwritten_ranges_in_both_cages() {
-    if !qemu_is_here() {
-        return;
-    }
+    need!(tools::qemu());
     let dir = tempfile::tempdir().unwrap();
     let job = Job::new(JobKind::Map, image(dir.path()));
     for choice in cages() {
