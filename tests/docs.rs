@@ -145,7 +145,7 @@ fn product_does_not_link_the_code_that_interprets_images() {
 #[test]
 fn makefile_help_names_the_targets_that_people_are_told_of() {
     let makefile = read("Makefile");
-    for target in ["demo", "test", "check", "bench", "fuzz", "soak"] {
+    for target in ["demo", "test", "check", "bench", "fuzz", "soak", "test-svm"] {
         assert!(makefile.lines().any(|line| line.starts_with(&format!("{target}: ##"))), "{target}");
     }
 }

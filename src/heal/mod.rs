@@ -1,7 +1,7 @@
 //! The healer: the only writer of an image. Interprets no image byte.
 //!
 //! A repair is a walk through states, each a type that can only be made from the one before
-//! ([`state`]): `Unverified -> Checked -> Planned -> Staged -> Proven -> Landed -> Attested`. Policy is the
+//! ([`state`]): `Unverified -> Checked -> Planned -> Staged -> Proven -> Landed -> Healed`. Policy is the
 //! problem table's; what is written was proposed by one cage, recorded as a [`Plan`], and proven on an overlay
 //! by a fresh one. `docs/repair.md` draws the files it keeps and lists what can be on disk after a crash.
 //!

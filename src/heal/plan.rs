@@ -157,7 +157,7 @@ impl Plan {
 pub(super) struct Recorder<'a> {
     progress: Option<&'a mut dyn Observer>,
     steps: Vec<Step>,
-    /// The last step's scope: sorted and merged.
+    /// The last step's scope, sorted.
     allowed: Vec<(u64, u64)>,
     scopes: usize,
     writes: usize,
