@@ -10,6 +10,7 @@ extern crate alloc;
 
 pub mod check;
 pub mod describe;
+mod facts;
 pub mod host;
 pub mod inflate;
 pub mod map;

@@ -39,11 +39,10 @@ use alloc::vec::Vec;
 use instar_abi::call::Phase;
 use instar_abi::finding::{NONE, Table};
 use instar_abi::problem::Problem;
-use instar_abi::summary::{Outcome, Summary, feature};
+use instar_abi::summary::{Outcome, Summary};
 
+use crate::facts;
 use crate::host::Host;
-use crate::inflate::Compression;
-use crate::ondisk::header::{Crypt, compatible};
 use crate::ondisk::{Fault, Header};
 use counts::{CHUNK_CLUSTERS, Counts, flags};
 use deep::Deep;
@@ -96,8 +95,7 @@ pub struct Checked {
 }
 
 impl Checked {
-    fn ended(outcome: Outcome, summary: Summary) -> Self {
-        let summary = Summary { outcome: outcome as u32, ..summary };
+    fn ended(summary: Summary) -> Self {
         let (refcount_table, free) = (Vec::new(), Vec::new());
         Self { summary, header: None, refcount_table, free, frees_past_end: false }
     }
@@ -138,16 +136,7 @@ fn not_opened<H: Host>(host: &mut H, mut report: Report, fault: &Fault) -> Check
     report.fault(fault);
     report.close_runs();
     report.flush(host);
-    let outcome = match fault.problem {
-        Problem::NotQcow2 => Outcome::NotQcow2,
-        Problem::HeaderVersion | Problem::HeaderIncompatibleFeature | Problem::HeaderCryptMethod => {
-            Outcome::Unsupported
-        }
-        _ => Outcome::Incomplete,
-    };
-    let unsupported = if outcome == Outcome::Unsupported { fault.problem as u32 } else { 0 };
-    let findings = report.count();
-    Checked::ended(outcome, Summary { unsupported, findings, ..Summary::default() })
+    Checked::ended(facts::of_refusal(fault, report.count()))
 }
 
 /// A check under way.
@@ -332,15 +321,7 @@ impl Check {
         let bitmaps = self.image.extensions.bitmaps.map_or(0, |extension| extension.bitmaps);
         let summary = Summary {
             outcome: outcome as u32,
-            version: header.version,
-            features: features(&header, bitmaps),
-            unsupported: 0,
-            cluster_bits: header.cluster.bits(),
-            refcount_bits: header.refcount_bits(),
-            snapshots: header.snapshots,
-            bitmaps,
             passes,
-            virtual_size: header.virtual_size,
             findings: self.report.count(),
             total_clusters: header.cluster.count(header.virtual_size),
             allocated_clusters: self.totals.allocated,
@@ -348,7 +329,7 @@ impl Check {
             compressed_clusters: self.totals.compressed,
             image_end_offset: header.cluster.offset(self.end),
             metadata_bytes: self.reader.bytes_read(),
-            arena_bytes_peak: 0,
+            ..facts::of_header(&header, bitmaps)
         };
         let refcount_table = self.roots.refcount_table;
         let frees_past_end = is_complete && !self.report.has_corruption();
@@ -371,24 +352,4 @@ const fn truncated(file_len: u64, cluster: u64, header: &Header) -> Fault {
         stored: file_len,
         expected: header.cluster.offset(cluster.saturating_add(1)),
     }
-}
-
-/// [`feature`] bits of an image.
-fn features(header: &Header, bitmaps: u32) -> u64 {
-    let is_lazy = header.compatible & compatible::LAZY_REFCOUNTS != 0;
-    [
-        (header.is_dirty(), feature::DIRTY),
-        (header.is_corrupt(), feature::CORRUPT),
-        (header.has_data_file(), feature::DATA_FILE),
-        (header.compression == Some(Compression::Zstd), feature::ZSTD),
-        (header.has_extended_l2(), feature::EXTENDED_L2),
-        (is_lazy, feature::LAZY_REFCOUNTS),
-        (header.crypt != Crypt::None, feature::ENCRYPTED),
-        (header.backing_offset != 0, feature::BACKING),
-        (bitmaps > 0, feature::BITMAPS),
-        (header.is_data_file_raw(), feature::DATA_FILE_RAW),
-        (header.snapshots > 0, feature::SNAPSHOTS),
-    ]
-    .iter()
-    .fold(0, |bits, (is_set, bit)| if *is_set { bits | bit } else { bits })
 }

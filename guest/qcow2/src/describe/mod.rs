@@ -19,6 +19,7 @@ use instar_abi::to_usize;
 pub use roots::Roots;
 pub use snapshots::each_snapshot;
 
+use crate::facts;
 use crate::host::{Host, Range};
 use crate::ondisk::Fault;
 use crate::ondisk::bitmaps::BitmapEntry;
@@ -76,22 +77,8 @@ fn with_plain_facts<H: Host>(host: &mut H, summary: Summary) -> Summary {
 
 /// Reports why nothing can be said about an image, and the summary that goes with it.
 pub(crate) fn refused<H: Host>(host: &mut H, fault: &Fault) -> Summary {
-    let unsupported = matches!(
-        fault.problem,
-        Problem::HeaderVersion | Problem::HeaderIncompatibleFeature | Problem::HeaderCryptMethod
-    );
-    let outcome = match fault.problem {
-        Problem::NotQcow2 => Outcome::NotQcow2,
-        _ if unsupported => Outcome::Unsupported,
-        _ => Outcome::Incomplete,
-    };
     host.finding(&fault.finding());
-    Summary {
-        outcome: outcome as u32,
-        unsupported: if unsupported { fault.problem as u32 } else { 0 },
-        findings: 1,
-        ..Summary::default()
-    }
+    facts::of_refusal(fault, 1)
 }
 
 fn text<H: Host>(host: &mut H, kind: TextKind, index: u32, bytes: Option<&[u8]>) {

@@ -6,14 +6,14 @@ use alloc::vec::Vec;
 use instar_abi::boot::FILE_IMAGE;
 use instar_abi::finding::{NONE, Table};
 use instar_abi::problem::Problem;
-use instar_abi::summary::{Outcome, Summary, feature};
+use instar_abi::summary::Summary;
 use instar_abi::to_usize;
 
 use super::read;
+use crate::facts;
 use crate::host::Host;
-use crate::inflate::Compression;
 use crate::ondisk::extensions::Extensions;
-use crate::ondisk::header::{Crypt, FIXED_BYTES, compatible};
+use crate::ondisk::header::FIXED_BYTES;
 use crate::ondisk::{Fault, Header};
 
 /// Header and extensions of an image, with the bytes that their names are in.
@@ -47,32 +47,8 @@ impl Roots {
     /// The facts of the header as a complete summary; nothing is counted.
     #[must_use]
     pub fn summary(&self) -> Summary {
-        let header = &self.header;
         let bitmaps = self.extensions.bitmaps.map_or(0, |extension| extension.bitmaps);
-        let features = [
-            (feature::DIRTY, header.is_dirty()),
-            (feature::CORRUPT, header.is_corrupt()),
-            (feature::DATA_FILE, header.has_data_file()),
-            (feature::ZSTD, header.compression == Some(Compression::Zstd)),
-            (feature::EXTENDED_L2, header.has_extended_l2()),
-            (feature::LAZY_REFCOUNTS, header.compatible & compatible::LAZY_REFCOUNTS != 0),
-            (feature::ENCRYPTED, header.crypt != Crypt::None),
-            (feature::BACKING, header.backing_offset != 0),
-            (feature::BITMAPS, bitmaps != 0),
-            (feature::DATA_FILE_RAW, header.is_data_file_raw()),
-            (feature::SNAPSHOTS, header.snapshots != 0),
-        ];
-        Summary {
-            outcome: Outcome::Complete as u32,
-            version: header.version,
-            features: features.iter().filter(|(_, is_set)| *is_set).fold(0, |all, (bit, _)| all | bit),
-            cluster_bits: header.cluster.bits(),
-            refcount_bits: header.refcount_bits(),
-            snapshots: header.snapshots,
-            bitmaps,
-            virtual_size: header.virtual_size,
-            ..Summary::default()
-        }
+        facts::of_header(&self.header, bitmaps)
     }
 }
 
