@@ -9,7 +9,7 @@ use instar_abi::problem::{Problem, Severity, Tier};
 use super::describe::{ImageReport, feature_names};
 use super::escape::escape_path;
 use super::json::{cage_name, severity_name, tier_name};
-use super::model::{CheckReport, KeptFinding, RepairFacts, SandboxFacts, Verdict};
+use super::model::{CheckReport, KeptFinding, RepairFacts, SandboxFacts, Verdict, cluster_bytes};
 use super::names::Names;
 use super::prospect::Prospect;
 use super::sentence::{disk_name, sentence, table_name};
@@ -247,8 +247,7 @@ pub fn write_image(report: &ImageReport, out: &mut dyn Write) -> io::Result<()> 
     if summary.virtual_size != 0 {
         writeln!(out, "disk size:      {} ({} bytes)", bytes(summary.virtual_size), summary.virtual_size)?;
     }
-    if summary.cluster_bits != 0 {
-        let cluster_bytes = 1_u64.checked_shl(summary.cluster_bits).unwrap_or(0);
+    if let Some(cluster_bytes) = cluster_bytes(summary) {
         writeln!(out, "clusters:       {}", bytes(cluster_bytes))?;
     }
     if summary.refcount_bits != 0 {

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::describe::{ImageReport, feature_names};
 use super::escape::escape_path;
-use super::model::{CheckReport, KeptFinding, RepairFacts, SandboxFacts, Verdict};
+use super::model::{CheckReport, KeptFinding, RepairFacts, SandboxFacts, Verdict, cluster_bytes};
 use super::names::Names;
 use super::sentence::{sentence, table_name};
 use super::tally::TallyRow;
@@ -317,7 +317,7 @@ pub fn image_json(report: &ImageReport) -> ImageDocument {
         verdict: verdict_name(report.verdict()),
         version: summary.version,
         virtual_size: summary.virtual_size,
-        cluster_size: 1_u64.checked_shl(summary.cluster_bits).filter(|_| summary.cluster_bits != 0),
+        cluster_size: cluster_bytes(summary),
         refcount_bits: summary.refcount_bits,
         features: feature_names(summary.features),
         backing_file: name(TextKind::BackingFile),

@@ -175,9 +175,14 @@ impl CheckReport {
     /// Bytes of a cluster, where the header told.
     #[must_use]
     pub const fn cluster_bytes(&self) -> Option<u64> {
-        match self.summary.cluster_bits {
-            bits @ 9..=21 => Some(1 << bits),
-            _ => None,
-        }
+        cluster_bytes(&self.summary)
+    }
+}
+
+/// Bytes of a cluster by a job's account, where it is a size that the format has.
+pub(super) const fn cluster_bytes(summary: &Summary) -> Option<u64> {
+    match summary.cluster_bits {
+        bits @ 9..=21 => Some(1 << bits),
+        _ => None,
     }
 }
