@@ -2,9 +2,9 @@
 //!
 //! Invariant: it is durable before the journal is written, so no image byte ever changes whose old value is
 //! not in it. Each range is one write of the plan, and no two overlap. The marks, one for each sector of each
-//! range, tell whether the image is still in a state that the repair (or
-//! an interruption of it, or of going back) can have left: only then may anything be written from a record.
-//! It deliberately holds no new bytes: going forward needs the journal.
+//! range, tell whether the image is still in a state that the repair (or an interruption of it, or of going back)
+//! can have left: only then may anything be written from a record. It deliberately holds
+//! no new bytes: going forward needs the journal.
 
 use std::io;
 use std::sync::Arc;

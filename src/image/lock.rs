@@ -8,7 +8,8 @@
 //! `100 + p` (someone uses it). As both sides lock first and look afterwards, two that start at the same
 //! moment can both be refused, but never both be let in.
 //!
-//! Invariant: while an [`ImageLock`] lives its mode holds, and no longer; a dead process holds nothing. It deliberately does not guard against programs that take no locks.
+//! Invariant: while an [`ImageLock`] lives its mode holds, and no longer; a dead process holds nothing. It
+//! deliberately does not guard against programs that take no locks.
 
 use std::fmt;
 use std::io;
