@@ -13,6 +13,7 @@ mod changed;
 mod checked;
 mod harmless;
 mod healthy;
+mod hostile;
 mod qemu;
 mod shapes;
 mod windows;

@@ -35,6 +35,8 @@ pub struct BitmapRoot {
     pub table_offset: u64,
     /// Entries of its table that are in the file.
     pub table_entries: u64,
+    /// Bitmaps that have this very table, of which this is the first.
+    pub weight: u64,
 }
 
 fn fault(problem: Problem, table: Table, at: u64, index: u64, stored: u64, expected: u64) -> Fault {
@@ -208,7 +210,7 @@ impl Place {
             self.bad(Problem::BitmapTable, self.at + 8, entries, table_entries, report);
         }
         roots.region(Table::BitmapTable, self.index, offset, entries * 8, self.at);
-        roots.bitmaps.push(BitmapRoot { index: self.index, table_offset: offset, table_entries });
+        roots.bitmaps.push(BitmapRoot { index: self.index, table_offset: offset, table_entries, weight: 1 });
     }
 }
 
@@ -223,6 +225,7 @@ pub fn for_each_entry<H: Host>(
     let piece = BATCH_BYTES as u64 / 8;
     let mut first = 0;
     while first < bitmap.table_entries {
+        first = reader.skip_hole(host, bitmap.table_offset, first, bitmap.table_entries);
         let count = piece.min(bitmap.table_entries - first);
         let offset = bitmap.table_offset + first * 8;
         match reader.one(host, offset, instar_abi::to_usize(count * 8)) {
@@ -258,7 +261,7 @@ pub fn count<H: Host>(
                 report.put(Problem::BitmapTableEntry, finding);
             }
             if offset != 0 && is_usable {
-                counts.add(image.header.cluster.index(offset), flags::META, 1);
+                counts.add(image.header.cluster.index(offset), flags::META, bitmap.weight);
             }
         });
     }

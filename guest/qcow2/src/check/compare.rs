@@ -11,7 +11,7 @@ use instar_abi::call::Phase;
 use instar_abi::finding::{ACTIVE, Finding, NONE, Table};
 use instar_abi::problem::Problem;
 
-use super::counts::{CHUNK_CLUSTERS, Chunk, Counts, Usage, flags};
+use super::counts::{CHUNK_BITS, CHUNK_CLUSTERS, Chunk, Counts, Usage, flags};
 use super::leaks::ClusterSet;
 use super::reader::{Bytes, Reader};
 use super::report::Report;
@@ -90,7 +90,7 @@ impl Blocks<'_> {
         reader: &mut Reader,
         report: &mut Report,
         want: impl Fn(Range<u64>) -> bool,
-        mut take: impl FnMut(&mut Report, u64, &[u8]),
+        mut take: impl FnMut(&mut H, &mut Report, u64, &[u8]),
     ) {
         let table = &self.roots.refcount_table;
         let per_block = self.image.header.refcount_width.per_block(self.image.header.cluster);
@@ -123,19 +123,19 @@ impl Blocks<'_> {
         reader: &mut Reader,
         report: &mut Report,
         blocks: &[(u64, u64)],
-        take: &mut impl FnMut(&mut Report, u64, &[u8]),
+        take: &mut impl FnMut(&mut H, &mut Report, u64, &[u8]),
     ) -> usize {
         let cluster_bytes = self.image.header.cluster.usize();
         let places = blocks.iter().map(|(_, offset)| (*offset, cluster_bytes));
-        reader.batch(host, places, |position, bytes| {
+        reader.batch_in_turn(host, places, |host, position, bytes| {
             let Some((base, offset)) = blocks.get(position) else { return };
             match bytes {
-                Bytes::Read(bytes) if bytes.len() == cluster_bytes => take(report, *base, bytes),
+                Bytes::Read(bytes) if bytes.len() == cluster_bytes => take(host, report, *base, bytes),
                 Bytes::Read(bytes) => {
                     // The file ends within the block: the rest reads as zeros.
                     let mut whole = bytes.to_vec();
                     whole.resize(cluster_bytes, 0);
-                    take(report, *base, &whole);
+                    take(host, report, *base, &whole);
                 }
                 Bytes::Failed(errno) => {
                     let len = cluster_bytes as u64;
@@ -143,6 +143,29 @@ impl Blocks<'_> {
                 }
             }
         })
+    }
+}
+
+/// Decides which blocks are worth reading.
+#[derive(Debug)]
+pub struct Wanted<'a> {
+    /// True counts.
+    pub counts: &'a Counts,
+    /// The refcount table.
+    pub roots: &'a Roots,
+}
+
+impl Wanted<'_> {
+    /// Whether the block of these clusters has anything to tell. One that an earlier entry of the table points to
+    /// as well is a fault by itself; of clusters that nothing uses it tells nothing.
+    pub fn wants(&self, clusters: &Range<u64>) -> bool {
+        let per_block = clusters.end - clusters.start;
+        let index = clusters.start / per_block;
+        if !self.roots.is_block_repeated(index) {
+            return true;
+        }
+        let mut chunks = (clusters.start..clusters.end).step_by(1 << CHUNK_BITS);
+        chunks.any(|cluster| !matches!(self.counts.chunk_of(cluster), None | Some(Chunk::Empty)))
     }
 }
 
@@ -167,7 +190,7 @@ pub struct Comparison<'a> {
 
 impl Comparison<'_> {
     /// Compares one refcount block, whose first count is that of cluster `base`.
-    pub fn block(&mut self, report: &mut Report, base: u64, bytes: &[u8]) {
+    pub fn block<H: Host>(&mut self, host: &mut H, report: &mut Report, base: u64, bytes: &[u8]) {
         let width = self.image.header.refcount_width;
         let per_block = width.per_block(self.image.header.cluster);
         let end = (base + per_block).min(self.clusters.end);
@@ -182,6 +205,8 @@ impl Comparison<'_> {
                 }
                 _ => self.one_by_one(report, chunk, base, bytes, at..stop),
             }
+            // A block of garbage is a finding for each count.
+            report.flush_some(host);
             at = stop;
         }
     }

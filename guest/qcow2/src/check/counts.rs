@@ -13,6 +13,7 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 /// log2 of [`CHUNK_CLUSTERS`].
 pub const CHUNK_BITS: u32 = 14;
@@ -52,6 +53,11 @@ pub mod flags {
 const ACTIVE_DATA: u64 = 1;
 const METADATA: u64 = 2;
 const SNAPSHOT_DATA: u64 = 3;
+
+/// Clusters in a word of a narrow chunk.
+const SLOTS: u64 = 32;
+/// A word of such that are all metadata.
+const METADATA_WORD: u64 = METADATA * 0x5555_5555_5555_5555;
 
 /// Count and flags of one cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -225,6 +231,11 @@ const fn narrow_state(users: u8, count: u64) -> Option<u64> {
     }
 }
 
+/// A cluster's place in its chunk.
+const fn slot_of(cluster: u64) -> usize {
+    instar_abi::to_usize(cluster & (CHUNK_CLUSTERS - 1))
+}
+
 /// Counts of the clusters in a window.
 #[derive(Debug)]
 pub struct Counts {
@@ -315,6 +326,31 @@ impl Counts {
             return;
         }
         self.add_wide(index, slot, users, count);
+    }
+
+    /// Adds `count` references of metadata to each of a run of clusters.
+    pub fn add_metadata(&mut self, first: u64, clusters: u64, count: u64) {
+        let end = first.saturating_add(clusters);
+        let mut cluster = first.max(self.first);
+        while cluster < end && count > 0 {
+            let at = cluster - self.first;
+            if at >= self.span {
+                self.note_beyond(cluster);
+                return;
+            }
+            let whole = at.is_multiple_of(SLOTS) && end - cluster >= SLOTS && count == 1;
+            let words = self.chunks.get_mut(instar_abi::to_usize(at >> CHUNK_BITS));
+            if whole && let Some(Chunk::Narrow(words)) = words {
+                let word = &mut words[instar_abi::to_usize(at / SLOTS) % WORDS];
+                if *word == 0 {
+                    *word = METADATA_WORD;
+                    cluster += SLOTS;
+                    continue;
+                }
+            }
+            self.add(cluster, flags::META, count);
+            cluster += 1;
+        }
     }
 
     fn note_beyond(&mut self, cluster: u64) {
@@ -433,8 +469,25 @@ impl Counts {
     /// Count and flags of a cluster; none outside of the window.
     #[must_use]
     pub fn usage(&self, cluster: u64) -> Usage {
-        let slot = instar_abi::to_usize(cluster & (CHUNK_CLUSTERS - 1));
-        self.chunk_of(cluster).map_or(narrow_usage(0), |chunk| chunk.usage(slot))
+        self.chunk_of(cluster).map_or(narrow_usage(0), |chunk| chunk.usage(slot_of(cluster)))
+    }
+
+    /// The first cluster of a range that is used as what only one can use it as.
+    #[must_use]
+    pub fn first_overlap(&self, clusters: Range<u64>) -> Option<(u64, Usage)> {
+        let end = clusters.end.min(self.first.saturating_add(self.span));
+        let mut cluster = clusters.start.max(self.first);
+        while cluster < end {
+            let next = (cluster | (CHUNK_CLUSTERS - 1)).saturating_add(1).min(end);
+            if let Some(chunk @ Chunk::Wide(_)) = self.chunk_of(cluster) {
+                let mut usages = (cluster..next).map(|at| (at, chunk.usage(slot_of(at))));
+                if let Some(found) = usages.find(|(_, usage)| usage.is_overlap()) {
+                    return Some(found);
+                }
+            }
+            cluster = next;
+        }
+        None
     }
 
     /// First clusters of the chunks of the window that anything refers to, in order.
@@ -464,6 +517,37 @@ mod tests {
         assert!(counts.used_chunks().all(|(_, chunk)| matches!(chunk, Chunk::Narrow(_))));
         assert_eq!(counts.usage(1), Usage { count: 1, flags: COPIED_DATA });
         assert_eq!(counts.usage(5).count, 0);
+    }
+
+    #[test]
+    fn run_of_metadata_is_what_its_clusters_are_one_by_one() {
+        for (first, clusters, weight) in [(3, 200, 1), (32, 64, 1), (CHUNK_CLUSTERS - 40, 100, 1), (5, 70, 3)]
+        {
+            let mut run = Counts::new(0, CHUNK_CLUSTERS * 2, 1 << 20);
+            let mut single = Counts::new(0, CHUNK_CLUSTERS * 2, 1 << 20);
+            for counts in [&mut run, &mut single] {
+                counts.add(first + 50, flags::DATA, 1);
+            }
+            run.add_metadata(first, clusters, weight);
+            (first..first + clusters).for_each(|cluster| single.add(cluster, flags::META, weight));
+            for cluster in 0..CHUNK_CLUSTERS * 2 {
+                assert_eq!(
+                    run.usage(cluster),
+                    single.usage(cluster),
+                    "cluster {cluster} of {first}+{clusters}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn run_of_metadata_over_the_window_is_left_to_the_next_one() {
+        let clusters = CHUNK_CLUSTERS * 64;
+        let mut counts = Counts::new(0, clusters, 64 << 10);
+        counts.add_metadata(0, clusters, 1);
+        assert_eq!(counts.next_window(), Some(counts.end()));
+        assert!(counts.end() < clusters);
+        assert_eq!(counts.usage(counts.end() - 1).count, 1);
     }
 
     #[test]

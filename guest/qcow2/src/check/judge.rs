@@ -101,15 +101,13 @@ impl Judge<'_> {
         let cluster = self.image.header.cluster;
         let present = self.image.bounds.present(region.offset, region.len);
         let clusters = cluster.index(region.offset)..cluster.index(region.offset) + cluster.count(present);
-        let mut first = None;
-        for index in clusters {
-            let usage = self.counts.usage(index);
-            if first.is_none() && usage.is_overlap() {
-                first = Some((index, usage));
-            }
-            self.own(report, cluster.offset(index), region.table, region.snapshot, region.pointer, NONE);
-        }
-        if let Some((index, usage)) = first {
+        let (table, pointer) = (region.table as u32, region.pointer);
+        let snapshot = region.snapshot;
+        let owner = Owner { finding: 0, table, snapshot, entry_offset: pointer, guest_offset: NONE };
+        report.owner_of_run(&clusters, owner);
+        // A region for which another one stands is shared from its first cluster on.
+        let looked_at = if region.weight == 0 { clusters.start..clusters.start + 1 } else { clusters };
+        if let Some((index, usage)) = self.counts.first_overlap(looked_at) {
             let problem = region_problem(region);
             report.put(problem, self.region_finding(problem, region, index, usage));
         }

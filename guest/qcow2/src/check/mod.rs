@@ -28,6 +28,7 @@ mod leaks;
 pub(crate) mod reader;
 mod report;
 mod roots;
+mod shares;
 mod snapshots;
 mod tally;
 mod triage;
@@ -212,10 +213,7 @@ impl Check {
         let cluster = image.header.cluster;
         for region in &roots.regions {
             let present = image.bounds.present(region.offset, region.len);
-            let first = cluster.index(region.offset);
-            for index in first..first + cluster.count(present) {
-                counts.add(index, flags::META, 1);
-            }
+            counts.add_metadata(cluster.index(region.offset), cluster.count(present), region.weight);
         }
         for entry in &roots.refcount_table {
             if let Some(offset) = compare::block_offset(image, *entry) {
@@ -253,8 +251,14 @@ impl Check {
             compare::Blocks { image, roots, clusters: clusters.clone(), phase: (Phase::Refcounts, pass) };
         let mut comparison =
             compare::Comparison { image, counts, clusters, mismatched, lost, last_lost: *last_lost, leaks };
-        let each = |report: &mut Report, base, bytes: &[u8]| comparison.block(report, base, bytes);
-        blocks.for_each(host, reader, report, |_| true, each);
+        let asked = compare::Wanted { counts, roots };
+        blocks.for_each(
+            host,
+            reader,
+            report,
+            |range| asked.wants(&range),
+            |host, report, base, bytes| comparison.block(host, report, base, bytes),
+        );
         comparison.missing_blocks(report, roots);
         *last_lost = comparison.last_lost;
     }

@@ -6,6 +6,7 @@
 use alloc::vec::Vec;
 
 use instar_abi::boot::FILE_IMAGE;
+use instar_abi::call::DataRange;
 
 use crate::host::{Host, Range};
 
@@ -14,6 +15,8 @@ use crate::host::{Host, Range};
 pub const BATCH_BYTES: usize = 2 << 20;
 /// Most ranges of one batch.
 const BATCH_RANGES_MAX: usize = 4096;
+/// Bytes of a table from which on its holes are asked for.
+const HOLE_BYTES_MIN: u64 = 256 << 10;
 
 /// What came of one place.
 #[derive(Debug, Clone, Copy)]
@@ -30,6 +33,7 @@ pub struct Reader {
     file_len: u64,
     buffer: Vec<u8>,
     ranges: Vec<Range>,
+    data: Vec<DataRange>,
     bytes_read: u64,
 }
 
@@ -37,7 +41,7 @@ impl Reader {
     /// A reader of a file of `file_len` bytes.
     #[must_use]
     pub const fn new(file_len: u64) -> Self {
-        Self { file_len, buffer: Vec::new(), ranges: Vec::new(), bytes_read: 0 }
+        Self { file_len, buffer: Vec::new(), ranges: Vec::new(), data: Vec::new(), bytes_read: 0 }
     }
 
     /// Bytes read so far.
@@ -59,23 +63,46 @@ impl Reader {
         places: impl Iterator<Item = (u64, usize)> + Clone,
         mut take: impl FnMut(usize, Bytes<'_>),
     ) -> usize {
+        self.batch_in_turn(host, places, |_, position, bytes| take(position, bytes))
+    }
+
+    /// The same, for a `take` that has something to say to the host in between.
+    pub fn batch_in_turn<H: Host>(
+        &mut self,
+        host: &mut H,
+        places: impl Iterator<Item = (u64, usize)> + Clone,
+        mut take: impl FnMut(&mut H, usize, Bytes<'_>),
+    ) -> usize {
         let taken = self.fill(host, places.clone());
         let mut slot = Slot::default();
         for (position, (offset, len)) in places.take(taken).enumerate() {
             let present = self.present(offset, len);
             if present == 0 {
-                take(position, Bytes::Read(&[]));
+                take(host, position, Bytes::Read(&[]));
                 continue;
             }
             let (error, start) = slot.find(&self.ranges, offset, present as u64);
             if error == 0 {
                 let bytes = self.buffer.get(start..start.saturating_add(present)).unwrap_or(&[]);
-                take(position, Bytes::Read(bytes));
+                take(host, position, Bytes::Read(bytes));
             } else {
-                take(position, Bytes::Failed(error));
+                take(host, position, Bytes::Failed(error));
             }
         }
         taken
+    }
+
+    /// The first entry from `first` on that is worth reading, of a table of `entries` entries of 8 bytes; entries
+    /// in a hole of the file are zeros. May be `entries`. Small tables are not asked about: reading is cheaper.
+    pub fn skip_hole<H: Host>(&mut self, host: &mut H, table: u64, first: u64, entries: u64) -> u64 {
+        let (at, len) = (table.saturating_add(first * 8), entries.saturating_sub(first) * 8);
+        if len < HOLE_BYTES_MIN {
+            return first;
+        }
+        self.data.clear();
+        host.data_ranges(FILE_IMAGE, at, len, &mut self.data);
+        let data = self.data.first().map_or(len, |range| range.offset.saturating_sub(at));
+        first.saturating_add(data / 8).min(entries)
     }
 
     /// Reads one place as one buffer; at most [`BATCH_BYTES`] bytes of it.

@@ -4,6 +4,7 @@
 //! Invariant: the order of findings depends on the image only.
 
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use instar_abi::call::{TEXT_BYTES_MAX, TextKind};
 use instar_abi::finding::{Finding, NONE, Owner};
@@ -278,8 +279,13 @@ impl Report {
 
     /// Names a user of a cluster if a finding asks for it. `owner.finding` is filled in here.
     pub fn owner(&mut self, cluster: u64, owner: Owner) {
+        self.owner_of_run(&(cluster..cluster.saturating_add(1)), owner);
+    }
+
+    /// Names a user of all clusters of a run, once for each finding that asks for any of them.
+    pub fn owner_of_run(&mut self, clusters: &Range<u64>, owner: Owner) {
         for wanted in &mut self.wanted {
-            if cluster >= wanted.first && cluster < wanted.end && wanted.told < OWNERS_MAX {
+            if clusters.end > wanted.first && clusters.start < wanted.end && wanted.told < OWNERS_MAX {
                 wanted.told += 1;
                 self.owners.push(Owner { finding: wanted.finding, ..owner });
             }

@@ -11,11 +11,13 @@ use instar_abi::problem::Problem;
 
 use super::reader::{Bytes, Reader};
 use super::report::Report;
+use super::shares::{self, Claim, Share};
 use super::{bitmaps, snapshots};
 use crate::host::Host;
 use crate::ondisk::extensions::Extensions;
 use crate::ondisk::header::{Crypt, FIXED_BYTES, TableRange};
 use crate::ondisk::l2::L2Format;
+use crate::ondisk::refcount::RefcountTableEntry;
 use crate::ondisk::units::{FileBounds, Position};
 use crate::ondisk::{Fault, Header};
 
@@ -48,6 +50,8 @@ pub struct Disk {
     pub l1_entries: u64,
     /// Size of the disk in bytes.
     pub disk_bytes: u64,
+    /// Disks that have this very L1 table, of which this is the first.
+    pub weight: u64,
 }
 
 /// Clusters that have exactly one user, which is not an L1 or L2 entry.
@@ -63,6 +67,8 @@ pub struct Region {
     pub len: u64,
     /// Byte offset of the field that points here; [`NONE`] for the header itself.
     pub pointer: u64,
+    /// Users that claim this very part; 0 where an earlier region stands for this one.
+    pub weight: u64,
 }
 
 /// What the header leads to.
@@ -76,6 +82,8 @@ pub struct Roots {
     pub bitmaps: Vec<bitmaps::BitmapRoot>,
     /// The refcount table's entries; empty where it cannot be found.
     pub refcount_table: Vec<u64>,
+    /// Indices of entries that point to the block of an earlier entry, in order.
+    repeated_blocks: Vec<u32>,
     /// The active disk's L1 table was found.
     pub is_active_found: bool,
 }
@@ -137,13 +145,79 @@ impl Roots {
         snapshots::find(host, reader, report, image, &mut roots);
         roots.find_crypto(host, reader, report, image);
         bitmaps::find(host, reader, report, image, &mut roots);
+        roots.share(image);
+        roots.find_repeated_blocks();
         roots
     }
 
     /// Notes a region that is aligned and starts within the file.
     pub fn region(&mut self, table: Table, snapshot: u32, offset: u64, len: u64, pointer: u64) {
         if len > 0 {
-            self.regions.push(Region { table, snapshot, offset, len, pointer });
+            self.regions.push(Region { table, snapshot, offset, len, pointer, weight: 1 });
+        }
+    }
+
+    fn find_repeated_blocks(&mut self) {
+        let offsets = self.refcount_table.iter().map(|entry| RefcountTableEntry(*entry).block_offset());
+        let mut order: Vec<(u64, u32)> = offsets.zip(0..).filter(|(offset, _)| *offset != 0).collect();
+        order.sort_unstable();
+        let pairs = order.windows(2).filter_map(|pair| match pair {
+            [before, next] if before.0 == next.0 => Some(next.1),
+            _ => None,
+        });
+        self.repeated_blocks = pairs.collect();
+        self.repeated_blocks.sort_unstable();
+    }
+
+    /// Whether an earlier entry of the refcount table points to the block of this one.
+    #[must_use]
+    pub fn is_block_repeated(&self, index: u64) -> bool {
+        u32::try_from(index).is_ok_and(|index| self.repeated_blocks.binary_search(&index).is_ok())
+    }
+
+    /// Makes one of what is claimed again and again, so that no table is walked more often than it must be.
+    fn share(&mut self, image: &Image) {
+        let claims = self.disks.iter().map(|disk| Claim {
+            offset: disk.l1_offset,
+            len: disk.l1_entries * 8,
+            kind: disk.disk_bytes,
+        });
+        let mut shares = shares::decide(claims).into_iter();
+        self.disks.retain_mut(|disk| match shares.next() {
+            // The active disk is the first, and always looked at.
+            _ if disk.snapshot == ACTIVE => true,
+            Some(Share::Whole(weight)) => {
+                disk.weight = weight;
+                true
+            }
+            _ => false,
+        });
+        let claims = self.bitmaps.iter().map(|bitmap| Claim {
+            offset: bitmap.table_offset,
+            len: bitmap.table_entries * 8,
+            kind: 0,
+        });
+        let mut shares = shares::decide(claims).into_iter();
+        self.bitmaps.retain_mut(|bitmap| match shares.next() {
+            Some(Share::Whole(weight)) => {
+                bitmap.weight = weight;
+                true
+            }
+            _ => false,
+        });
+        let claims = self.regions.iter().map(|region| Claim {
+            offset: region.offset,
+            len: region.len,
+            kind: region.table as u64,
+        });
+        let shares = shares::decide(claims);
+        for (region, share) in self.regions.iter_mut().zip(shares) {
+            match share {
+                Share::Whole(weight) => region.weight = weight,
+                Share::Same => region.weight = 0,
+                // Its first cluster shows that it overlaps.
+                Share::Refused => region.len = region.len.min(image.header.cluster.bytes()),
+            }
         }
     }
 
@@ -155,7 +229,13 @@ impl Roots {
                 self.region(Table::L1, ACTIVE, range.offset, range.len, 40);
                 let l1_entries = l1_entries_present(report, image, ACTIVE, range);
                 let disk_bytes = image.header.virtual_size;
-                self.disks.push(Disk { snapshot: ACTIVE, l1_offset: range.offset, l1_entries, disk_bytes });
+                self.disks.push(Disk {
+                    snapshot: ACTIVE,
+                    l1_offset: range.offset,
+                    l1_entries,
+                    disk_bytes,
+                    weight: 1,
+                });
             }
         }
     }

@@ -177,7 +177,13 @@ impl Walk {
         let range = TableRange { offset: entry.l1_offset, len };
         roots.region(Table::L1, index, range.offset, range.len, at);
         let l1_entries = l1_entries_present(report, image, index, range);
-        roots.disks.push(Disk { snapshot: index, l1_offset: range.offset, l1_entries, disk_bytes });
+        roots.disks.push(Disk {
+            snapshot: index,
+            l1_offset: range.offset,
+            l1_entries,
+            disk_bytes,
+            weight: 1,
+        });
     }
 }
 

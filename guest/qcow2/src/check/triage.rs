@@ -34,6 +34,8 @@ use crate::ondisk::units::Position;
 const HEAD_BYTES: usize = 512;
 /// Clusters that are named to the reader at once.
 const PIECE_CLUSTERS: usize = 4096;
+/// Bytes of the file whose holes are asked for at once; a multiple of every cluster size.
+const STRETCH_BYTES: u64 = 1 << 30;
 
 /// What became of the leaks of a window.
 #[derive(Debug)]
@@ -192,7 +194,7 @@ impl Triage {
         tables.sort_unstable();
         let want = |range: Range<u64>| leaks.first_in(range).is_some();
         let blocks = Blocks { image, roots, clusters: 0..end, phase: (Phase::Triage, pass) };
-        blocks.for_each(host, reader, report, want, |report, base, bytes| {
+        blocks.for_each(host, reader, report, want, |host, report, base, bytes| {
             let mut at = base;
             while let Some(run) = leaks.run_from(at).filter(|run| run.start < base + per_block) {
                 for cluster in run.start..run.end.min(base + per_block) {
@@ -205,6 +207,7 @@ impl Triage {
                     let finding = count_finding(image, problem, cluster, stored, expected);
                     report.put(problem, finding);
                 }
+                report.flush_some(host);
                 at = run.end;
             }
         });
@@ -223,18 +226,36 @@ impl Triage {
     }
 }
 
-/// Hands out the leaked clusters that are not holes of the file.
+/// Hands out the leaked clusters that are not holes of the file. Holes are asked for by large stretches of the
+/// file, not by leaks: there may be millions of them, each between two clusters in use.
 struct DataClusters<'a> {
     image: &'a Image,
     leaks: &'a ClusterSet,
+    /// Leaks from here on are still to be looked for.
     from: u64,
     run: Range<u64>,
+    /// What is known not to be a hole, the last range first.
     data: Vec<DataRange>,
+    /// Clusters up to here are known to be data or holes.
+    known: u64,
 }
 
 impl<'a> DataClusters<'a> {
     fn new(image: &'a Image, leaks: &'a ClusterSet) -> Self {
-        Self { image, leaks, from: 0, run: 0..0, data: Vec::new() }
+        Self { image, leaks, from: 0, run: 0..0, data: Vec::new(), known: 0 }
+    }
+
+    /// Learns of the clusters from this one on.
+    fn ask<H: Host>(&mut self, host: &mut H, first: u64) {
+        let cluster = self.image.header.cluster;
+        let offset = cluster.offset(first);
+        let len = self.image.bounds.present(offset, STRETCH_BYTES);
+        self.data.clear();
+        if len > 0 {
+            host.data_ranges(FILE_IMAGE, offset, len, &mut self.data);
+        }
+        self.known = cluster.index(offset.saturating_add(STRETCH_BYTES));
+        self.data.reverse();
     }
 
     fn next_piece<H: Host>(&mut self, host: &mut H) -> Vec<u64> {
@@ -244,29 +265,24 @@ impl<'a> DataClusters<'a> {
             if self.run.is_empty() {
                 let Some(run) = self.leaks.run_from(self.from) else { break };
                 self.from = run.end;
-                let offset = cluster.offset(run.start);
-                let len = self.image.bounds.present(offset, cluster.offset(run.end - run.start));
-                self.data.clear();
-                if len > 0 {
-                    host.data_ranges(FILE_IMAGE, offset, len, &mut self.data);
-                }
-                self.data.reverse();
                 self.run = run;
-                continue;
             }
-            // The next range of data decides where to go on; without one, the rest of the run is a hole.
-            let Some(range) = self.data.last().copied() else {
-                self.run = 0..0;
+            if self.run.start >= self.known {
+                self.ask(host, self.run.start);
+            }
+            let Some(range) = self.data.last() else {
+                self.run.start = self.known.min(self.run.end);
                 continue;
             };
-            let first = cluster.index(range.offset).max(self.run.start);
-            let end = cluster.count(range.offset.saturating_add(range.len)).min(self.run.end);
-            if first >= end {
+            if cluster.count(range.offset.saturating_add(range.len)) <= self.run.start {
                 self.data.pop();
                 continue;
             }
-            piece.push(first);
-            self.run.start = first + 1;
+            let first = cluster.index(range.offset).max(self.run.start);
+            if first < self.run.end {
+                piece.push(first);
+            }
+            self.run.start = (first + 1).min(self.run.end);
         }
         piece
     }

@@ -156,6 +156,7 @@ fn gather<H: Host, V: Visitor>(
     let mut first = 0;
     report.begin_table(garbage(disk, image));
     while first < disk.l1_entries {
+        first = reader.skip_hole(host, disk.l1_offset, first, disk.l1_entries);
         let count = piece.min(disk.l1_entries - first);
         let at = disk.l1_offset + first * 8;
         match reader.one(host, at, instar_abi::to_usize(count * 8)) {
@@ -202,7 +203,7 @@ fn reference(image: &Image, disk: &Disk, index: u64, entry: L1Entry) -> Option<T
     let is_active = disk.snapshot == ACTIVE;
     Some(TableRef {
         offset,
-        weight: 1,
+        weight: disk.weight,
         snapshot: disk.snapshot,
         l1_index: u32::try_from(index).ok()?,
         active: u32::from(is_active),
