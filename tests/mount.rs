@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
 use support::damage::recipe;
 use support::image::{self, Flavour};
@@ -137,9 +138,14 @@ fn byte_at(path: &Path, offset: u64) -> std::io::Result<u8> {
     Ok(byte[0])
 }
 
+/// Held by a test that mounts. A program that another test starts meanwhile would have this one's open files until
+/// its exec, and a mount with an open file cannot be unmounted.
+static ALONE: Mutex<()> = Mutex::new(());
+
 macro_rules! need_mounts {
     () => {
         need!(tools::fuse(), tools::qemu(), tools::program("fusermount3"));
+        let _alone = ALONE.lock();
     };
 }
 
@@ -333,6 +339,7 @@ fn files_that_are_no_images_are_refused_with_their_exit_codes() {
 
 #[test]
 fn unknown_option_value_ends_with_the_tools_own_exit_code() {
+    let _alone = ALONE.lock();
     let output = tools::run(Command::new(PROGRAM).args(["--sandbox=moon", "image", "mnt"]));
     assert_eq!(code(&output), 1);
     assert!(stderr(&output).contains("moon"), "{}", stderr(&output));

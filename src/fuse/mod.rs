@@ -5,6 +5,7 @@
 
 mod adapter;
 mod errno;
+mod helper;
 mod mountpoint;
 mod session;
 mod tree;

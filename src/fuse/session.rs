@@ -18,6 +18,7 @@ use thiserror::Error;
 use tracing::debug;
 
 use super::adapter::Adapter;
+use super::helper::{Held, Reserved};
 use super::mountpoint::MountPoint;
 use super::tree::Tree;
 
@@ -73,6 +74,8 @@ pub struct Mounted {
     session: BackgroundSession,
     path: PathBuf,
     auto_unmount: bool,
+    /// See [`super::helper`].
+    _held: Option<Held>,
 }
 
 /// Ends a mount from any thread.
@@ -89,13 +92,19 @@ impl Mounted {
     pub fn new(tree: Tree, point: &MountPoint, name: &str) -> Result<Self, SessionError> {
         let path = point.path().to_path_buf();
         let adapter = Adapter { tree: Arc::new(tree) };
+        let reserved = Reserved::new();
         let (session, auto_unmount) = open(&adapter, &path, name)
             .map_err(|source| SessionError::Mount { path: path.clone(), source })?;
         let session = session.spawn().map_err(|source| SessionError::Mount { path: path.clone(), source })?;
+        // Without it the mount works all the same.
+        let held = reserved.and_then(Reserved::hold).unwrap_or_else(|error| {
+            debug!(%error, "the helper's socket is not held");
+            None
+        });
         let root =
             fs::metadata(&path).map_err(|source| SessionError::Silent { path: path.clone(), source })?;
         raise_readahead(root.dev());
-        Ok(Self { session, path, auto_unmount })
+        Ok(Self { session, path, auto_unmount, _held: held })
     }
 
     /// True if the mount goes away with this process, however it ends.
