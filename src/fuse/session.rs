@@ -94,7 +94,7 @@ impl Mounted {
         let adapter = Adapter { tree: Arc::new(tree) };
         let reserved = Reserved::new();
         let (session, auto_unmount) = open(&adapter, &path, name)
-            .map_err(|source| SessionError::Mount { path: path.clone(), source })?;
+            .map_err(|error| SessionError::Mount { path: path.clone(), source: on_one_line(error) })?;
         let session = session.spawn().map_err(|source| SessionError::Mount { path: path.clone(), source })?;
         // Without it the mount works all the same.
         let held = reserved.and_then(Reserved::hold).unwrap_or_else(|error| {
@@ -155,6 +155,12 @@ fn fusermount(path: &Path, detach: bool) -> io::Result<()> {
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     let kind = if said.contains("busy") { io::ErrorKind::ResourceBusy } else { io::ErrorKind::Other };
     Err(io::Error::new(kind, said))
+}
+
+/// An error that repeats what fusermount3 said, without the end of its line.
+fn on_one_line(error: io::Error) -> io::Error {
+    let said = error.to_string();
+    if said.ends_with('\n') { io::Error::new(error.kind(), said.trim_end()) } else { error }
 }
 
 /// Mounts, with auto-unmount where it can be had; says whether it could.

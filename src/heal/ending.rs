@@ -97,12 +97,13 @@ endings! {
         "find out who writes to it without a lock, then run the same again"
     NoSpace "no-space" Failed
         "there is not enough free space for undo file and journal, nothing was written";
-        "free some space, or name another folder for them"
+        "free some space on the file system that holds the image"
     NoPlaceForRecords "no-place-for-records" Failed
         "undo file and journal cannot be kept beside the image, nothing was written";
-        "name a folder for them that outlives a restart"
+        "repair a copy, made with cp or dd in a folder where you may create files"
     NotWritable "not-writable" Failed
-        "the image cannot be written, nothing was written"; "run as a user who may write it"
+        "the image cannot be written, nothing was written";
+        "run as a user who may write it, on a file system that is not read-only"
     InUse "in-use" Failed
         "another program uses the image, nothing was written"; "stop it, then run the same again"
     CageFailed "cage-failed" Failed

@@ -38,8 +38,8 @@ impl MountError {
         match self {
             Self::Point(error) => point_hint(error),
             Self::Session(SessionError::Mount { .. }) => Some(
-                "is fuse3 installed and the fuse module loaded (modprobe fuse)? \
-                 Users other than root need fusermount3 and the right to write to the mount point",
+                "is fuse3 installed, the fuse module loaded (modprobe fuse) and /dev/fuse there? Users other than root \
+                 need fusermount3, and the right to write to /dev/fuse and to the mount point",
             ),
             Self::Backing { .. } => Some("qemu-img convert -O qcow2 writes a copy that needs no other file"),
             Self::Background(_) => Some("-f stays in the foreground"),
