@@ -71,6 +71,19 @@ fn check_truncated_image_is_corrupt_and_says_what_is_missing() {
     assert_says(&check(&image.path), 2, &["corruption", "past the end of the file", "guest bytes"]);
 }
 
+/// `instar`, run by a user without rights of their own in `folder`, or by this user where it is not root.
+fn as_ordinary_user(folder: &Path) -> Command {
+    if tools::root().is_err() {
+        return instar::<[&str; 0], &str>([]);
+    }
+    // A copy that another user can run, wherever the build tree lies.
+    let program = folder.join("instar");
+    std::fs::copy(env!("CARGO_BIN_EXE_instar"), &program).expect("the program can be copied");
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program);
+    command
+}
+
 #[test]
 fn check_unreadable_image_is_refused_with_a_hint() {
     need!(tools::qemu(), tools::program("setpriv"));
@@ -78,16 +91,8 @@ fn check_unreadable_image_is_refused_with_a_hint() {
     let image = image::make(folder.path(), "secret", Flavour::Plain, 65_536);
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     std::fs::set_permissions(&image.path, std::fs::Permissions::from_mode(0o000)).unwrap();
-    let mut command = if tools::root().is_ok() {
-        // A copy that another user can run, wherever the build tree lies.
-        let program = folder.path().join("instar");
-        std::fs::copy(env!("CARGO_BIN_EXE_instar"), &program).unwrap();
-        let mut command = Command::new("setpriv");
-        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program).arg("check");
-        command
-    } else {
-        instar(["check"])
-    };
+    let mut command = as_ordinary_user(folder.path());
+    command.arg("check");
     let output = tools::run(command.arg(&image.path));
     assert_says(
         &(tools::code(&output), tools::stderr(&output)),
@@ -346,4 +351,49 @@ fn info_of_a_broken_header_tells_what_is_there_and_what_is_wrong() {
         }
         assert!(!told.contains(" 0 bits"), "{told}");
     }
+}
+
+/// A descriptor that was opened for reading only is no place for progress, least of all where it is the image:
+/// neither one that the caller handed down, nor a number that the program's own files could come to have.
+#[test]
+fn progress_to_a_descriptor_for_reading_is_refused_and_the_image_untouched() {
+    need!(tools::qemu());
+    let folder = tempfile::tempdir().unwrap();
+    let image = image::make(folder.path(), "read", Flavour::Plain, 65_536);
+    for fd in 0..16 {
+        let output = tools::ensure_untouched(&[&image.path], || {
+            let stdin = std::fs::File::open(&image.path).unwrap();
+            let mut command = instar(["check", "--progress-fd", &fd.to_string()]);
+            tools::run(command.arg(&image.path).stdin(stdin))
+        });
+        let refused = tools::stderr(&output).contains("--progress-fd");
+        assert!(refused || tools::code(&output) == 0, "{fd}: {}", tools::stderr(&output));
+        assert!(refused || fd != 0, "standard input was the image, for reading");
+    }
+}
+
+#[test]
+fn repair_without_a_place_for_records_writes_nothing_and_tells_what_can_be_done() {
+    need!(tools::qemu(), tools::program("setpriv"));
+    let folder = tempfile::tempdir().unwrap();
+    let image = recipe("refcount-leak-run").make(folder.path());
+    let mut command = as_ordinary_user(folder.path());
+    std::fs::set_permissions(&image.path, std::fs::Permissions::from_mode(0o666)).unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o555)).unwrap();
+    command.args(["check", "--sandbox=process", "--repair"]).arg(&image.path);
+    let output = tools::ensure_untouched(&[&image.path], || tools::run(&mut command));
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let said = (tools::code(&output), tools::stderr(&output));
+    assert_says(&said, 1, &["beside the image, nothing was written", "repair a copy"]);
+}
+
+#[test]
+fn info_of_an_older_format_tells_no_facts_that_it_lacks() {
+    need!(tools::qemu());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("old.qcow");
+    tools::must(tools::qemu_img(["create", "-q", "-f", "qcow"]).arg(&path).arg("10M"));
+    let said = tools::stdout(&tools::run(instar(["info"]).arg(&path)));
+    assert!(said.contains("header-version"), "{said}");
+    assert!(!said.contains("refcounts:"), "{said}");
 }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::check::{print, watch};
+use super::check::print;
 use super::inspect::Inspector;
 use super::options::{CageArgs, CheckArgs, OutputFormat};
 use super::say;
@@ -10,19 +10,21 @@ use crate::chain::{CageDescriber, Chain, ChainProblem, Format, Member, follow};
 use crate::error::Error;
 use crate::exit::Exit;
 use crate::image::gate::GatePolicy;
-use crate::report::{CheckReport, HumanOptions, check_json, escape_bytes, escape_message, escape_path};
+use crate::report::{
+    CheckReport, HumanOptions, Watch, check_json, escape_bytes, escape_message, escape_path,
+};
 use crate::sandbox::limits::Limits;
 
 /// Runs it.
 ///
 /// # Errors
 /// Whatever kept the top of the chain from being opened, or a member from being checked.
-pub fn run(args: &CheckArgs) -> Result<Exit, Error> {
+pub fn run(args: &CheckArgs, watch: &Watch) -> Result<Exit, Error> {
     let policy = GatePolicy { named: args.chain.backing.clone(), folders: args.chain.allow_chain.clone() };
     let limits = Limits { arena_bytes: args.cage.memory, ..Limits::default() };
     let describer = CageDescriber { choice: args.cage.sandbox.into(), limits };
     let chain = follow(&args.image, &policy, &describer)?;
-    let reports = check_members(&chain, args)?;
+    let reports = check_members(&chain, args, watch)?;
     match args.output {
         OutputFormat::Json => say::document(&document(&chain, &reports))?,
         OutputFormat::Human => tell(&chain, &reports, HumanOptions { all: args.all, quiet: args.quiet })?,
@@ -31,14 +33,14 @@ pub fn run(args: &CheckArgs) -> Result<Exit, Error> {
 }
 
 /// Checks the QCOW2 members. A raw member has no metadata to check.
-fn check_members(chain: &Chain, args: &CheckArgs) -> Result<Vec<Option<CheckReport>>, Error> {
+fn check_members(chain: &Chain, args: &CheckArgs, watch: &Watch) -> Result<Vec<Option<CheckReport>>, Error> {
     let check = |(position, member): (usize, &Member)| match member.format {
         Format::Raw => Ok(None),
         Format::Qcow2 => {
             // The data file is the top's; those below have their own.
             let data_file = args.cage.data_file.clone().filter(|_| position == 0);
             let cage = CageArgs { data_file, ..args.cage.clone() };
-            let inspector = Inspector::new(&member.handle, &cage, watch(args)?)?.with_deep(args.deep);
+            let inspector = Inspector::new(&member.handle, &cage, watch.clone())?.with_deep(args.deep);
             inspector.check().map(Some)
         }
     };

@@ -17,12 +17,14 @@ use crate::report::{CheckReport, HumanOptions, Watch, check_json, escape_path, w
 /// # Errors
 /// Whatever kept the image from being checked.
 pub fn run(args: &CheckArgs) -> Result<Exit, Error> {
+    // Before anything is opened: a number that was meant for another file must not come to mean the image.
+    let watch = watch(args)?;
     if args.chain.chain {
-        return chain::run(args);
+        return chain::run(args, &watch);
     }
     let tier = args.repair.built_tier()?;
     let image = ImageHandle::open(&args.image, Mode::Read)?;
-    let inspector = Inspector::new(&image, &args.cage, watch(args)?)?.with_deep(args.deep);
+    let inspector = Inspector::new(&image, &args.cage, watch)?.with_deep(args.deep);
     let report = examine(&image, &inspector, tier, args.repair.preview)?.report;
     print(&report, args.output, HumanOptions { all: args.all, quiet: args.quiet })?;
     Ok(report.exit(args.exit_code == ExitCodes::Detailed))
@@ -32,7 +34,7 @@ pub fn run(args: &CheckArgs) -> Result<Exit, Error> {
 ///
 /// # Errors
 /// [`Error::ProgressFd`].
-pub(super) fn watch(args: &CheckArgs) -> Result<Watch, Error> {
+fn watch(args: &CheckArgs) -> Result<Watch, Error> {
     let people = Watch::people(args.quiet);
     match args.progress_fd {
         None => Ok(people),

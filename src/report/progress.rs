@@ -2,7 +2,7 @@
 //!
 //! Invariant: a job that ends within a moment shows nothing, and nobody who stops listening can stop a job.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, IsTerminal as _, Write as _};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +19,20 @@ const REDRAWS_PER_SECOND: u8 = 8;
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 /// Least time between two events of one phase.
 const EVENT_INTERVAL: Duration = Duration::from_millis(100);
+
+/// True if an open descriptor of this process may be written.
+fn is_writable(fd: u32) -> io::Result<bool> {
+    const ACCESS_MODE: u32 = 0o3;
+    const READ_ONLY: u32 = 0;
+    let facts =
+        fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => io::Error::new(io::ErrorKind::NotFound, "it is not open"),
+            _ => error,
+        })?;
+    let flags = facts.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok());
+    Ok(flags.is_some_and(|flags| flags & ACCESS_MODE != READ_ONLY))
+}
 
 /// Who wants to know how far jobs are.
 #[derive(Debug, Clone, Default)]
@@ -38,7 +52,11 @@ impl Watch {
     ///
     /// # Errors
     /// If the process has no such descriptor, or it cannot be written (a socket cannot be opened anew).
+    /// `PermissionDenied` for one that was opened for reading only: opened anew, it could be written.
     pub fn and_program(mut self, fd: u32) -> io::Result<Self> {
+        if !is_writable(fd)? {
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it was opened for reading only"));
+        }
         self.events = Some(Arc::new(OpenOptions::new().append(true).open(format!("/proc/self/fd/{fd}"))?));
         Ok(self)
     }
