@@ -184,13 +184,12 @@ impl Roots {
         });
         let mut shares = shares::decide(claims).into_iter();
         self.disks.retain_mut(|disk| match shares.next() {
-            // The active disk is the first, and always looked at.
-            _ if disk.snapshot == ACTIVE => true,
             Some(Share::Whole(weight)) => {
                 disk.weight = weight;
                 true
             }
-            _ => false,
+            // The active disk is the first of its equals, and looked at whatever it overlaps.
+            _ => disk.snapshot == ACTIVE,
         });
         let claims = self.bitmaps.iter().map(|bitmap| Claim {
             offset: bitmap.table_offset,
