@@ -23,7 +23,7 @@ pub fn line(report: &CheckReport, served: &Path) -> String {
         add(format!("{} repaired", counted(corruptions, "corruption", "corruptions")));
     }
     if matches!(report.verdict(), Verdict::Corruptions | Verdict::Incomplete) {
-        add("what is damaged reads as an I/O error".to_owned());
+        add("ranges that are lost read as I/O errors, other damaged ones may read wrong bytes".to_owned());
     }
     if report.summary.features & feature::ENCRYPTED != 0 {
         add("encrypted: guest data stays sealed".to_owned());
