@@ -90,10 +90,19 @@ impl Observer for Kept {
 impl Checked {
     /// Checks with a memory budget.
     pub fn with_memory(files: &Files, memory_bytes: usize) -> Self {
+        Self::with(files, memory_bytes, &check::Options::default())
+    }
+
+    /// Checks, and inflates every compressed cluster.
+    pub fn deep(files: &Files) -> Self {
+        Self::with(files, MEMORY, &check::Options { deep: true, ..check::Options::default() })
+    }
+
+    fn with(files: &Files, memory_bytes: usize, options: &check::Options) -> Self {
         let mut kept = Kept::default();
         let summary = {
             let mut host = NativeHost::new(files.clone(), &mut kept).with_memory(memory_bytes);
-            check::run(&mut host, &check::Options::default())
+            check::run(&mut host, options)
         };
         assert_eq!(summary.findings, kept.findings.len() as u64, "the summary counts all findings");
         Self { summary, findings: kept.findings, owners: kept.owners }

@@ -22,6 +22,13 @@ pub struct Made {
 
 const COMPRESSED: u64 = 1 << 62;
 
+impl Made {
+    /// Whether plain bytes are now taken for a packed payload: what it inflates to is all that could tell.
+    pub fn is_packing_flag(&self) -> bool {
+        self.field.kind == Kind::L2 && self.new == self.old | COMPRESSED && self.new != self.old
+    }
+}
+
 /// Why nobody could have found it; `None` if somebody could.
 pub fn reason(made: &Made, before: &Facts, after: &Facts, has_data_file: bool) -> Option<&'static str> {
     let is_swap = matches!(made.change, Change::Swap);

@@ -181,7 +181,7 @@ fn recipes(count: u32, cluster_bits: std::ops::Range<u32>) -> Vec<Recipe> {
 fn image_of_the_real_tools_is_clean_with_their_figures() {
     need!(tools::qemu());
     let mut made = 0;
-    let count = crate::cases(40);
+    let count = crate::config(40).cases;
     for recipe in recipes(count, 9..22) {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let Some(path) = recipe.make(folder.path()) else { continue };
@@ -260,7 +260,7 @@ fn compare(
 fn damaged_image_is_judged_at_least_as_strictly_as_by_qemu() {
     need!(tools::qemu());
     const IMAGES: u32 = 12;
-    let each = (crate::cases(240) / IMAGES).max(1);
+    let each = (crate::config(240).cases / IMAGES).max(1);
     let mut runner = TestRunner::deterministic();
     let strategy = choices(1..3);
     let (mut tally, mut stricter) = (BTreeMap::new(), Vec::new());
