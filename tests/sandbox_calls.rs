@@ -14,9 +14,9 @@ use instar_abi::call::{
     CallHeader, DataRangesCall, Op, ProgressRecord, ReadRange, ScopeRange, SnapshotRecord, StageRange,
     TextHeader,
 };
+use instar_abi::cure::Cure;
 use instar_abi::finding::{ACTIVE, Finding, NONE, Owner};
 use instar_abi::layout::{ARENA_BASE, BOOT, CALL, SMALL_BASE};
-use instar_abi::problem::Cure;
 use instar_abi::summary::{Outcome, Summary};
 use instar_mount::sandbox::error::SandboxError;
 use instar_mount::sandbox::observer::{Ignore, Observer};

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use instar_abi::boot::JobKind;
+use instar_abi::choice::Decisions;
 use instar_abi::problem::Tier;
 
 use super::inspector::{Inspector, Ran};
@@ -53,12 +54,13 @@ impl CageInspector {
     fn run(
         &mut self,
         kind: JobKind,
-        tier: Option<Tier>,
+        (tier, decisions): (Option<Tier>, Decisions),
         image: Arc<dyn Backend>,
         observer: &mut dyn Observer,
     ) -> Result<Ran, SandboxError> {
         let job = Job {
             tier,
+            decisions,
             deep: self.deep,
             data_file: self.data_file.clone(),
             limits: self.limits.clone(),
@@ -72,15 +74,16 @@ impl CageInspector {
 
 impl Inspector for CageInspector {
     fn check(&mut self, image: Arc<dyn Backend>, observer: &mut dyn Observer) -> Result<Ran, SandboxError> {
-        self.run(JobKind::Check, None, image, observer)
+        self.run(JobKind::Check, (None, Decisions::default()), image, observer)
     }
 
     fn plan(
         &mut self,
         image: Arc<dyn Backend>,
         tier: Tier,
+        decisions: Decisions,
         observer: &mut dyn Observer,
     ) -> Result<Ran, SandboxError> {
-        self.run(JobKind::Plan, Some(tier), image, observer)
+        self.run(JobKind::Plan, (Some(tier), decisions), image, observer)
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use instar_abi::choice::Decisions;
 use instar_abi::finding::Finding;
 use instar_abi::problem::{Disposition, Problem, Severity, Tier};
 use instar_abi::summary::{Outcome, Summary};
@@ -30,7 +31,7 @@ pub trait Inspector {
     /// Those of the cage.
     fn check(&mut self, image: Arc<dyn Backend>, observer: &mut dyn Observer) -> Result<Ran, SandboxError>;
 
-    /// A plan for a tier.
+    /// A plan for a tier, with what the user has decided.
     ///
     /// # Errors
     /// Those of the cage.
@@ -38,6 +39,7 @@ pub trait Inspector {
         &mut self,
         image: Arc<dyn Backend>,
         tier: Tier,
+        decisions: Decisions,
         observer: &mut dyn Observer,
     ) -> Result<Ran, SandboxError>;
 }

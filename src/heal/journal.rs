@@ -6,7 +6,8 @@
 
 use std::io;
 
-use instar_abi::problem::{Cure, Tier};
+use instar_abi::cure::Cure;
+use instar_abi::problem::Tier;
 use zerocopy::FromZeros;
 
 use super::plan::{Plan, Recorder, SCOPES_MAX};

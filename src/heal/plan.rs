@@ -8,7 +8,8 @@
 use std::sync::Arc;
 
 use instar_abi::call::{Phase, ProgressRecord};
-use instar_abi::problem::{Cure, Tier};
+use instar_abi::cure::Cure;
+use instar_abi::problem::Tier;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 

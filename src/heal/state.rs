@@ -8,6 +8,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use instar_abi::choice::Decisions;
 use instar_abi::problem::Tier;
 use instar_abi::summary::Outcome;
 
@@ -181,7 +182,7 @@ impl<'a> Checked<'a> {
         let ran = self
             .context
             .inspector
-            .plan(self.context.site.image(), tier, &mut recorder)
+            .plan(self.context.site.image(), tier, Decisions::default(), &mut recorder)
             .map_err(|source| HealError::Cage { stage: "the plan", source })?;
         if Outcome::from_u32(ran.summary.outcome) != Some(Outcome::Complete) {
             return Ok(ControlFlow::Break(Box::new(self.report(Ending::IncompleteWalk))));

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use instar_abi::boot::JobKind;
+use instar_abi::choice::Decisions;
 use instar_abi::problem::Tier;
 
 use super::limits::Limits;
@@ -15,6 +16,8 @@ pub struct Job {
     pub kind: JobKind,
     /// For [`JobKind::Plan`].
     pub tier: Option<Tier>,
+    /// For [`JobKind::Plan`]: what the user has decided.
+    pub decisions: Decisions,
     /// Inflate every compressed cluster too.
     pub deep: bool,
     /// The image.
@@ -34,6 +37,7 @@ impl Job {
         Self {
             kind,
             tier: None,
+            decisions: Decisions::default(),
             deep: false,
             image,
             data_file: None,

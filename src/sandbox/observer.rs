@@ -2,8 +2,9 @@
 //! they get here; whether they are true is another question, which only a fresh cage can answer.
 
 use instar_abi::call::{Phase, ProgressRecord, SnapshotRecord, TextKind};
+use instar_abi::cure::Cure;
 use instar_abi::finding::{Finding, Owner};
-use instar_abi::problem::{Cure, Problem};
+use instar_abi::problem::Problem;
 
 /// Receives what an inmate reports. Every method has a default that ignores it.
 pub trait Observer {

@@ -113,6 +113,7 @@ fn boot_page(job: &Job) -> BootPage {
         gate: GATE_PORT,
         tier: job.tier.map_or(0, |tier| tier as u32),
         flags: if job.deep { FLAG_DEEP } else { 0 },
+        decisions: job.decisions.0,
         arena_bytes,
         file_length: lengths(job),
         params: job.params,

@@ -6,9 +6,11 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use instar_abi::boot::{FILE_DATA, FILE_IMAGE, FILES_MAX};
 use instar_abi::call::{DataRange, Phase, ProgressRecord, SnapshotRecord, TextKind};
+use instar_abi::choice::Decisions;
+use instar_abi::cure::Cure;
 use instar_abi::extent::{Extent, MapOp, MapRequest};
 use instar_abi::finding::{Finding, Owner};
-use instar_abi::problem::{Cure, Problem, Tier};
+use instar_abi::problem::{Problem, Tier};
 use instar_abi::summary::Summary;
 use instar_abi::to_usize;
 use instar_mount::disk::{ExtentSource, Inflated, Payload};
@@ -181,10 +183,11 @@ impl Inspector for NativeInspector {
         &mut self,
         image: Arc<dyn Backend>,
         tier: Tier,
+        decisions: Decisions,
         observer: &mut dyn Observer,
     ) -> Result<Ran, SandboxError> {
         let mut host = NativeHost::new(self.files(image), observer);
-        let summary = instar_qcow2::plan::run(&mut host, tier);
+        let summary = instar_qcow2::plan::run(&mut host, &instar_qcow2::plan::Options { tier, decisions });
         Ok(Ran { summary, stats: RunStats::default() })
     }
 }

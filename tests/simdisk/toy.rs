@@ -5,8 +5,10 @@
 
 use std::sync::Arc;
 
+use instar_abi::choice::Decisions;
+use instar_abi::cure::Cure;
 use instar_abi::finding::{ACTIVE, Finding, NONE, Table};
-use instar_abi::problem::{Cure, Problem, Tier};
+use instar_abi::problem::{Problem, Tier};
 use instar_abi::summary::{Outcome, Summary};
 use instar_mount::heal::{Inspector, Ran};
 use instar_mount::image::Backend;
@@ -98,6 +100,7 @@ impl Inspector for Toy {
         &mut self,
         image: Arc<dyn Backend>,
         _tier: Tier,
+        _decisions: Decisions,
         observer: &mut dyn Observer,
     ) -> Result<Ran, SandboxError> {
         let bytes = bytes(&image)?;

@@ -69,6 +69,8 @@ pub struct BootPage {
     pub tier: u32,
     /// `FLAG_*` bits.
     pub flags: u64,
+    /// [`crate::choice::Decisions`] bits, for [`JobKind::Plan`]; 0 otherwise.
+    pub decisions: u64,
     /// Bytes of arena at [`crate::layout::ARENA_BASE`]; a multiple of [`crate::layout::LARGE_PAGE`].
     pub arena_bytes: u64,
     /// Length in bytes of each file, [`FILE_ABSENT`] where there is none.

@@ -142,7 +142,7 @@ pub struct ScopeRange {
     pub offset: u64,
     /// Bytes.
     pub len: u64,
-    /// The [`crate::problem::Cure`] that opens this step; the same in every range of one call.
+    /// The [`crate::cure::Cure`] that opens this step; the same in every range of one call.
     pub cure: u32,
     /// Must be zero.
     pub reserved: u32,

@@ -173,10 +173,10 @@ problems! {
     12 HeaderL1Offset "header-l1-offset" Fatal [Refuse] Lossless
         "header: L1 table offset {stored} is not a usable cluster of the file";
         "The active disk's mapping cannot be found."
-    13 HeaderRefcountTableOffset "header-refcount-table-offset" Corruption [Refuse] Lossless
+    13 HeaderRefcountTableOffset "header-refcount-table-offset" Corruption [Curable(Tier::All)] Lossless
         "header: refcount table offset {stored} is not a usable cluster of the file";
         "Reference counts cannot be found. Guest data is not touched by this."
-    14 HeaderRefcountTableSize "header-refcount-table-size" Corruption [Refuse] Lossless
+    14 HeaderRefcountTableSize "header-refcount-table-size" Corruption [Curable(Tier::All)] Lossless
         "header: refcount_table_clusters stored {stored:d}, allowed are 1 to {expected:d}";
         "Reference counts cannot be found. Guest data is not touched by this."
     15 HeaderSnapshotsOffset "header-snapshots-offset" Corruption [Refuse] Lossless
@@ -437,25 +437,6 @@ problems! {
     173 TableGarbage "table-garbage" Corruption [Refuse] DropsData
         "{table} at {host}: {stored:d} faults among its {expected:d} entries, this is no such table ({guest})";
         "It was overwritten, or what points to it is wrong: what it mapped is not readable."
-}
-
-/// The ways in which damage is mended. One cure for each curable problem.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u32)]
-pub enum Cure {
-    /// Lower refcounts of unreferenced clusters to zero.
-    FreeLeaks = 1,
-}
-
-impl Cure {
-    /// The cure with this number, or `None`.
-    #[must_use]
-    pub const fn from_u32(number: u32) -> Option<Self> {
-        Some(match number {
-            1 => Self::FreeLeaks,
-            _ => return None,
-        })
-    }
 }
 
 #[cfg(test)]

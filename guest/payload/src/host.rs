@@ -14,7 +14,8 @@ use instar_abi::call::{
 use instar_abi::extent::{Extent, MapRequest, REQUESTS_MAX};
 use instar_abi::finding::{Finding, Owner};
 use instar_abi::layout::ARENA_BASE;
-use instar_abi::problem::{Cure, Problem};
+use instar_abi::cure::Cure;
+use instar_abi::problem::Problem;
 use instar_abi::summary::Summary;
 use instar_abi::to_usize;
 use instar_qcow2::host::{Host, Range};

@@ -4,6 +4,7 @@ use core::fmt::Arguments;
 
 use instar_abi::boot::{BootPage, FLAG_DEEP, JobKind};
 use instar_abi::call::FailKind;
+use instar_abi::choice::Decisions;
 use instar_abi::problem::Tier;
 use instar_qcow2::{check, describe, map, plan};
 
@@ -22,7 +23,7 @@ pub fn dispatch(boot: BootPage) -> ! {
         JobKind::Map => map::serve(&mut host),
         JobKind::Describe => describe::run(&mut host),
         JobKind::Plan => match Tier::from_u32(boot.tier) {
-            Some(tier) => plan::run(&mut host, tier),
+            Some(tier) => plan::run(&mut host, &plan::Options { tier, decisions: Decisions(boot.decisions) }),
             None => refuse(format_args!("tier {} is not known", boot.tier)),
         },
         JobKind::Evil => refuse(format_args!("job {kind:?} is not built into this payload")),

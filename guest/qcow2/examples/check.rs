@@ -11,9 +11,10 @@ use std::time::Instant;
 
 use instar_abi::boot::FILE_IMAGE;
 use instar_abi::call::{DataRange, Phase, SnapshotRecord, TextKind};
+use instar_abi::cure::Cure;
 use instar_abi::extent::{Extent, MapOp, MapRequest};
 use instar_abi::finding::{ACTIVE, Finding, Owner, Table};
-use instar_abi::problem::{Cure, Problem, Severity};
+use instar_abi::problem::{Problem, Severity};
 use instar_abi::summary::Outcome;
 use instar_qcow2::check;
 use instar_qcow2::host::{Host, Range};

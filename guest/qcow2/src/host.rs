@@ -5,9 +5,10 @@
 
 use instar_abi::{
     call::{DataRange, Phase, ReadRange, SnapshotRecord, TextKind},
+    cure::Cure,
     extent::{Extent, MapRequest},
     finding::{Finding, Owner},
-    problem::{Cure, Problem},
+    problem::Problem,
 };
 
 /// One range of a vectored read, as the crate sees it: the bytes land one after the other in one buffer.

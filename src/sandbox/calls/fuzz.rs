@@ -4,9 +4,10 @@
 use std::sync::Arc;
 
 use instar_abi::boot::JobKind;
+use instar_abi::cure::Cure;
 use instar_abi::finding::{ACTIVE, Finding};
 use instar_abi::layout::{ARENA_BASE, LARGE_PAGE};
-use instar_abi::problem::{Cure, Problem};
+use instar_abi::problem::Problem;
 use proptest::prelude::*;
 use std::io;
 

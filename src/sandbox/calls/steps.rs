@@ -1,7 +1,7 @@
 //! Steps of a plan: what a step may write is said before its first write, and held against every one.
 
 use instar_abi::call::{ScopeRange, StageRange};
-use instar_abi::problem::Cure;
+use instar_abi::cure::Cure;
 use vm_memory::VolatileSlice;
 
 use super::super::error::SandboxError;

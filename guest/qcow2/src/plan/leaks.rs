@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use instar_abi::call::Phase;
-use instar_abi::problem::Cure;
+use instar_abi::cure::Cure;
 use instar_abi::to_usize;
 
 use crate::check::reader::{Bytes, Reader};

@@ -7,16 +7,26 @@
 
 mod leaks;
 
+use instar_abi::choice::Decisions;
 use instar_abi::problem::Tier;
 use instar_abi::summary::{Outcome, Summary};
 
 use crate::check;
 use crate::host::Host;
 
-/// Proposes a plan for a tier. The summary is that of the check it begins with; for a tier that is not built
-/// its outcome is [`Outcome::Unsupported`], and nothing is proposed.
-pub fn run<H: Host>(host: &mut H, tier: Tier) -> Summary {
-    if tier == Tier::All {
+/// What to plan for.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// What is to be cured.
+    pub tier: Tier,
+    /// What the user has decided.
+    pub decisions: Decisions,
+}
+
+/// Proposes a plan. The summary is that of the check it begins with; for a tier that is not built its outcome is
+/// [`Outcome::Unsupported`], and nothing is proposed.
+pub fn run<H: Host>(host: &mut H, options: &Options) -> Summary {
+    if options.tier == Tier::All {
         return Summary { outcome: Outcome::Unsupported as u32, ..Summary::default() };
     }
     let options = check::Options { silent: true, ..check::Options::default() };
