@@ -26,13 +26,13 @@ mod deep;
 mod judge;
 mod leaks;
 pub(crate) mod reader;
-mod report;
-mod roots;
+pub(crate) mod report;
+pub(crate) mod roots;
 mod shares;
 mod snapshots;
-mod tally;
+pub(crate) mod tally;
 mod triage;
-mod walk;
+pub(crate) mod walk;
 
 use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
@@ -50,6 +50,7 @@ use deep::Deep;
 use leaks::ClusterSet;
 use reader::Reader;
 use report::Report;
+pub use report::{Faults, Problems};
 use roots::{Image, Roots};
 use tally::{Tally, Totals};
 use triage::{Evidence, Triage};
@@ -62,7 +63,7 @@ const LEAKS_PART: usize = 12;
 pub struct Options {
     /// Also inflate every compressed cluster.
     pub deep: bool,
-    /// Keep the findings: the caller wants [`Checked`] only.
+    /// Keep the findings for [`Checked`] instead of telling them.
     pub silent: bool,
 }
 
@@ -80,11 +81,15 @@ pub struct ClusterRun {
 pub struct Checked {
     /// The summary as the host gets it.
     pub summary: Summary,
-    /// The image's header, where it could be read.
-    pub header: Option<Header>,
-    /// The refcount table's entries as stored; empty where it cannot be found. Cluster `c` has its count in the
-    /// block that entry `c / refcount_width.per_block(cluster)` points to.
-    pub refcount_table: Vec<u64>,
+    /// The image, where its header could be read.
+    pub(crate) image: Option<Image>,
+    /// What its header leads to. Cluster `c` has its count in the block that the entry
+    /// `c / refcount_width.per_block(cluster)` of the refcount table points to.
+    pub(crate) roots: Roots,
+    /// The problems found.
+    pub problems: Problems,
+    /// The findings, where [`Options::silent`] was asked for.
+    pub faults: Faults,
     /// Leaked clusters that a complete walk proved unreferenced and triage found worthless: exactly those of
     /// the [`Problem::RefcountLeak`] findings, in order, each within the file and with a readable refcount
     /// block. Nothing else may ever be freed.
@@ -97,8 +102,15 @@ pub struct Checked {
 
 impl Checked {
     fn ended(summary: Summary) -> Self {
-        let (refcount_table, free) = (Vec::new(), Vec::new());
-        Self { summary, header: None, refcount_table, free, frees_past_end: false }
+        Self {
+            summary,
+            image: None,
+            roots: Roots::default(),
+            problems: Problems::default(),
+            faults: Faults::default(),
+            free: Vec::new(),
+            frees_past_end: false,
+        }
     }
 }
 
@@ -137,7 +149,8 @@ fn not_opened<H: Host>(host: &mut H, mut report: Report, fault: &Fault) -> Check
     report.fault(fault);
     report.close_runs();
     report.flush(host);
-    Checked::ended(facts::of_refusal(fault, report.count()))
+    let summary = facts::of_refusal(fault, report.count());
+    Checked { problems: report.seen(), faults: report.take_faults(), ..Checked::ended(summary) }
 }
 
 /// A check under way.
@@ -308,13 +321,13 @@ impl Check {
     }
 
     fn finish<H: Host>(mut self, host: &mut H, passes: u32) -> Checked {
-        let header = self.image.header;
+        let header = &self.image.header;
         if header.is_dirty() && self.report.are_counts_wrong() {
             let stored = header.incompatible;
             self.report.fault(&Fault::header(Problem::HeaderDirty, 72, 8, stored, NONE));
         }
         if let Some(cluster) = self.last_lost {
-            self.report.fault(&truncated(self.image.bounds.len, cluster, &header));
+            self.report.fault(&truncated(self.image.bounds.len, cluster, header));
         }
         self.report.close_runs();
         self.report.flush(host);
@@ -333,15 +346,22 @@ impl Check {
             compressed_clusters: self.totals.compressed,
             image_end_offset: header.cluster.offset(self.end),
             metadata_bytes: self.reader.bytes_read(),
-            ..facts::of_header(&header, bitmaps)
+            ..facts::of_header(header, bitmaps)
         };
-        let refcount_table = self.roots.refcount_table;
         let frees_past_end = is_complete && !self.report.has_corruption();
         if self.report.casts_doubt() {
             // A later window may have found what an earlier one did not know.
             self.free.clear();
         }
-        Checked { summary, header: Some(header), refcount_table, free: self.free, frees_past_end }
+        Checked {
+            summary,
+            image: Some(self.image),
+            roots: self.roots,
+            problems: self.report.seen(),
+            faults: self.report.take_faults(),
+            free: self.free,
+            frees_past_end,
+        }
     }
 }
 

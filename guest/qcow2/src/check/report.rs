@@ -3,12 +3,13 @@
 //!
 //! Invariant: the order of findings depends on the image only.
 
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::ops::Range;
 
 use instar_abi::call::{TEXT_BYTES_MAX, TextKind};
 use instar_abi::finding::{Finding, NONE, Owner};
-use instar_abi::problem::{Problem, Severity};
+use instar_abi::problem::{PROBLEMS, Problem, Severity};
 
 use crate::host::Host;
 use crate::ondisk::Fault;
@@ -25,6 +26,8 @@ const GARBAGE_MAX: usize = 4096;
 const NAMES_MAX: u32 = 1024;
 /// Findings whose owners are looked for.
 const WANTED_MAX: usize = 256;
+/// Findings of one problem that are kept for a plan.
+pub const FAULTS_MAX: usize = 8192;
 
 /// A finding whose place's users are to be named.
 #[derive(Debug, Clone, Copy)]
@@ -61,6 +64,68 @@ impl Fold {
     }
 }
 
+/// Which problems an image has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Problems([u64; 4]);
+
+impl Problems {
+    /// Adds one.
+    pub fn insert(&mut self, problem: Problem) {
+        let number = problem as usize;
+        if let Some(word) = self.0.get_mut(number / 64) {
+            *word |= 1 << (number % 64);
+        }
+    }
+
+    /// Whether it is among them.
+    #[must_use]
+    pub fn has(&self, problem: Problem) -> bool {
+        let number = problem as usize;
+        self.0.get(number / 64).is_some_and(|word| word >> (number % 64) & 1 != 0)
+    }
+
+    /// All of them, in the order of the problem table.
+    pub fn iter(&self) -> impl Iterator<Item = Problem> + '_ {
+        PROBLEMS.iter().map(|row| row.problem).filter(|problem| self.has(*problem))
+    }
+}
+
+/// Findings kept for a plan. One stands for `count` items side by side: the item `n` is `n` times
+/// `host_len / count` bytes behind the first. Of what they hold only the first one's value is kept.
+#[derive(Debug, Default)]
+pub struct Faults {
+    found: BTreeMap<Problem, Vec<Finding>>,
+    left_out: Problems,
+}
+
+impl Faults {
+    fn put(&mut self, problem: Problem, finding: Finding) {
+        if is_about_counts(problem) {
+            self.left_out.insert(problem);
+            return;
+        }
+        let found = self.found.entry(problem).or_default();
+        if found.len() < FAULTS_MAX {
+            found.push(finding);
+        } else {
+            self.left_out.insert(problem);
+        }
+    }
+
+    /// The findings of a problem, in the order of reporting; the first [`FAULTS_MAX`] of them.
+    #[must_use]
+    pub fn of(&self, problem: Problem) -> &[Finding] {
+        self.found.get(&problem).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether all findings of a problem are here. Those about reference counts never are: there may be as many as
+    /// clusters.
+    #[must_use]
+    pub fn has_all_of(&self, problem: Problem) -> bool {
+        !self.left_out.has(problem)
+    }
+}
+
 /// Collects findings and owners.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -74,6 +139,8 @@ pub struct Report {
     garbage: Vec<u64>,
     muted: bool,
     silent: bool,
+    seen: Problems,
+    faults: Faults,
     casts_doubt: bool,
     are_counts_wrong: bool,
     has_corruption: bool,
@@ -83,7 +150,7 @@ pub struct Report {
 /// Whether a problem leaves the count of every cluster's users beyond doubt: nothing that could have pointed at
 /// an unreferenced cluster was lost with it. Everything that is not named here casts doubt on every leak: an
 /// entry that makes its cluster have more users than it should may once have pointed at the leaked one.
-const fn leaves_counts_proven(problem: Problem) -> bool {
+pub const fn leaves_counts_proven(problem: Problem) -> bool {
     use Problem as P;
     matches!(
         problem,
@@ -165,6 +232,17 @@ impl Report {
         }
     }
 
+    /// The problems found.
+    #[must_use]
+    pub const fn seen(&self) -> Problems {
+        self.seen
+    }
+
+    /// The findings, for a plan; none unless the report keeps them to itself.
+    pub fn take_faults(&mut self) -> Faults {
+        core::mem::take(&mut self.faults)
+    }
+
     /// Drops what is put from now on, or stops doing so: a further pass sees every entry again.
     pub fn set_muted(&mut self, muted: bool) {
         self.muted = muted;
@@ -216,6 +294,7 @@ impl Report {
         if self.muted {
             return;
         }
+        self.seen.insert(problem);
         self.casts_doubt |= !leaves_counts_proven(problem);
         self.are_counts_wrong |= is_about_counts(problem);
         self.has_corruption |= problem.row().severity > Severity::Leak;
@@ -272,7 +351,9 @@ impl Report {
             self.wanted.push(Wanted { first, end, finding: self.closed, told: 0 });
         }
         self.closed += 1;
-        if !self.silent {
+        if self.silent {
+            self.faults.put(problem, finding);
+        } else {
             self.pending.push(finding);
         }
     }

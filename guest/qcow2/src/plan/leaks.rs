@@ -36,12 +36,10 @@ type Proposal = (u64, Vec<u8>);
 
 /// Proposes the steps.
 pub fn propose<H: Host>(host: &mut H, checked: &Checked) {
-    let Some(header) = &checked.header else { return };
-    let file_len = host.file_len(instar_abi::boot::FILE_IMAGE).unwrap_or(0);
-    let bounds = FileBounds { len: file_len, cluster: header.cluster };
-    let leaks = Leaks { checked, header, bounds };
+    let Some(image) = &checked.image else { return };
+    let leaks = Leaks { checked, header: &image.header, bounds: image.bounds };
     let blocks = leaks.blocks();
-    let mut reader = Reader::new(file_len);
+    let mut reader = Reader::new(image.bounds.len);
     let mut rest = blocks.as_slice();
     while !rest.is_empty() {
         let done = (blocks.len() - rest.len()) as u64;
@@ -62,7 +60,7 @@ impl Leaks<'_> {
     fn blocks(&self) -> Vec<Block> {
         let per_block = self.header.refcount_width.per_block(self.header.cluster);
         let end = self.bounds.clusters();
-        let entries = (0_u64..).zip(&self.checked.refcount_table);
+        let entries = (0_u64..).zip(&self.checked.roots.refcount_table);
         let blocks = entries.filter_map(|(index, entry)| {
             let offset = RefcountTableEntry(*entry).block_offset();
             let base = index.checked_mul(per_block)?;
