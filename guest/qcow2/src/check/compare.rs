@@ -26,6 +26,9 @@ use crate::ondisk::units::Position;
 const OWN_ALONE: u8 = flags::ACTIVE_COPIED | flags::META;
 /// Refcount blocks that are named at once.
 const PIECE_BLOCKS: usize = 4096;
+/// Blocks without any count after which holes are asked for. Few images have one; those that have thousands are
+/// made to be slow.
+const ZERO_BLOCKS_MIN: usize = 64;
 
 /// The block that a refcount table entry points to, if it may be followed.
 #[must_use]
@@ -101,15 +104,32 @@ impl Blocks<'_> {
             let offset = table.get(index).and_then(|entry| block_offset(self.image, *entry))?;
             want(base..base + per_block).then_some((base, offset))
         });
+        let cluster_bytes = self.image.header.cluster.usize();
+        let (mut zero_blocks, mut zeros) = (0, Vec::new());
         loop {
             let piece: Vec<(u64, u64)> = blocks.by_ref().take(PIECE_BLOCKS).collect();
             let mut rest = piece.as_slice();
             if rest.is_empty() {
                 return;
             }
-            while let Some((base, _)) = rest.first() {
+            while let Some((base, offset)) = rest.first() {
                 host.progress(self.phase.0, self.phase.1, base / per_block, end as u64);
-                let taken = self.batch(host, reader, report, rest, &mut take);
+                let asks = zero_blocks >= ZERO_BLOCKS_MIN;
+                let taken = if asks && reader.is_hole(host, *offset, cluster_bytes) {
+                    zeros.resize(cluster_bytes, 0);
+                    take(host, report, *base, &zeros);
+                    1
+                } else {
+                    let read = rest
+                        .iter()
+                        .skip(1)
+                        .take_while(|(_, offset)| !(asks && reader.is_hole(host, *offset, cluster_bytes)));
+                    let read = 1 + read.count();
+                    self.batch(host, reader, report, &rest[..read], &mut |host, report, base, bytes| {
+                        zero_blocks += usize::from(is_zero(bytes));
+                        take(host, report, base, bytes);
+                    })
+                };
                 report.flush_some(host);
                 rest = rest.get(taken.max(1)..).unwrap_or(&[]);
             }
@@ -137,6 +157,8 @@ impl Blocks<'_> {
                     whole.resize(cluster_bytes, 0);
                     take(host, report, *base, &whole);
                 }
+                // A block that lies in several windows is told of in the first of them.
+                Bytes::Failed(_) if *base < self.clusters.start => {}
                 Bytes::Failed(errno) => {
                     let len = cluster_bytes as u64;
                     report.fault(&read_error(Table::RefcountBlock, *offset, len, errno));
@@ -186,11 +208,31 @@ pub struct Comparison<'a> {
     pub last_lost: Option<u64>,
     /// Takes the leaks.
     pub leaks: &'a mut ClusterSet,
+    /// What is missing among the clusters so far.
+    pub missing: &'a mut Missing,
+}
+
+/// Refcount blocks that are missing, told of in the order of the clusters, in between what other blocks tell.
+#[derive(Debug, Default)]
+pub struct Missing {
+    /// Clusters below this one were looked at.
+    from: u64,
+    /// The block under way, and its clusters in use so far: windows need not end where blocks do.
+    block: u64,
+    used: u64,
 }
 
 impl Comparison<'_> {
     /// Compares one refcount block, whose first count is that of cluster `base`.
-    pub fn block<H: Host>(&mut self, host: &mut H, report: &mut Report, base: u64, bytes: &[u8]) {
+    pub fn block<H: Host>(
+        &mut self,
+        host: &mut H,
+        report: &mut Report,
+        roots: &Roots,
+        base: u64,
+        bytes: &[u8],
+    ) {
+        self.missing_below(host, report, roots, base);
         let width = self.image.header.refcount_width;
         let per_block = width.per_block(self.image.header.cluster);
         let end = (base + per_block).min(self.clusters.end);
@@ -284,33 +326,45 @@ impl Comparison<'_> {
         report.put(problem, count_finding(self.image, problem, cluster, stored, usage.count));
     }
 
-    /// Tells of clusters in use for which there is no refcount block.
-    pub fn missing_blocks(&self, report: &mut Report, roots: &Roots) {
+    /// Tells of clusters in use below this one for which there is no refcount block.
+    pub fn missing_below<H: Host>(&mut self, host: &mut H, report: &mut Report, roots: &Roots, end: u64) {
         let per_block = self.image.header.refcount_width.per_block(self.image.header.cluster);
-        let mut block = (NONE, 0);
-        for (first, chunk) in self.counts.used_chunks() {
-            let mut at = first;
-            while at < first + CHUNK_CLUSTERS {
-                let index = at / per_block;
-                let stop = ((index + 1) * per_block).min(first + CHUNK_CLUSTERS);
-                let entry = roots.refcount_table.get(instar_abi::to_usize(index)).copied().unwrap_or(0);
-                if block_offset(self.image, entry).is_none() {
-                    let used = (at..stop)
-                        .filter(|cluster| chunk.usage(instar_abi::to_usize(cluster - first)).count > 0)
-                        .count() as u64;
-                    if block.0 != index {
-                        self.missing_block(report, block);
-                        block = (index, 0);
-                    }
-                    block.1 += used;
-                }
+        let end = end.min(self.counts.end());
+        let mut at = self.missing.from.max(self.counts.first());
+        while at < end {
+            let stop = (at | (CHUNK_CLUSTERS - 1)).saturating_add(1).min(end);
+            let Some(chunk @ (Chunk::Narrow(_) | Chunk::Wide(_))) = self.counts.chunk_of(at) else {
                 at = stop;
+                continue;
+            };
+            let index = at / per_block;
+            let stop = (index + 1).saturating_mul(per_block).min(stop);
+            let entry = roots.refcount_table.get(instar_abi::to_usize(index)).copied().unwrap_or(0);
+            if block_offset(self.image, entry).is_none() {
+                let slots = at..stop;
+                let is_used =
+                    |cluster: &u64| chunk.usage(instar_abi::to_usize(cluster % CHUNK_CLUSTERS)).count > 0;
+                self.missing.note(report, self.image, index, slots.filter(is_used).count() as u64);
+                report.flush_some(host);
             }
+            at = stop;
         }
-        self.missing_block(report, block);
+        self.missing.from = self.missing.from.max(end);
+    }
+}
+
+impl Missing {
+    fn note(&mut self, report: &mut Report, image: &Image, block: u64, used: u64) {
+        if self.block != block {
+            self.tell(report, image);
+            self.block = block;
+        }
+        self.used += used;
     }
 
-    fn missing_block(&self, report: &mut Report, (index, used): (u64, u64)) {
+    /// Tells of the block under way, behind which no other follows.
+    pub fn tell(&mut self, report: &mut Report, image: &Image) {
+        let (index, used) = (self.block, core::mem::take(&mut self.used));
         if used == 0 {
             return;
         }
@@ -319,7 +373,7 @@ impl Comparison<'_> {
             table: Table::RefcountTable as u32,
             snapshot: ACTIVE,
             reserved: 0,
-            host_offset: table_entry_offset(self.image, index),
+            host_offset: table_entry_offset(image, index),
             host_len: 8,
             index,
             count: used,

@@ -275,8 +275,8 @@ impl Counts {
     }
 
     /// One past the last cluster of the window.
-    #[cfg(test)]
-    const fn end(&self) -> u64 {
+    #[must_use]
+    pub const fn end(&self) -> u64 {
         self.first.saturating_add(self.span)
     }
 

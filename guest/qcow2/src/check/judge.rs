@@ -1,6 +1,9 @@
 //! The second look, at damaged images only: with every count known, each user of a cluster that is used as two
 //! things is named, and every COPIED flag of the active disk is judged.
 
+use alloc::collections::BTreeSet;
+use core::ops::Range;
+
 use instar_abi::finding::{ACTIVE, Finding, NONE, Owner, Table};
 use instar_abi::problem::Problem;
 
@@ -31,26 +34,55 @@ pub fn has_suspects(counts: &Counts) -> bool {
     })
 }
 
-/// Judges entries by the counts.
+/// What is known of clusters' users. Nobody asks of a cluster that is not used, or not known, more than that.
+pub trait Usages {
+    /// Count and flags of a cluster.
+    fn usage(&self, cluster: u64) -> Usage;
+
+    /// The first cluster of a range that is used as what only one can use it as.
+    fn first_overlap(&self, clusters: Range<u64>) -> Option<(u64, Usage)>;
+
+    /// Whether the cluster's stored count is wrong: that COPIED is clear there follows from it.
+    fn is_mismatched(&self, cluster: u64) -> bool;
+}
+
+/// The counts of one window, and its clusters in use whose stored count is wrong.
 #[derive(Debug)]
+pub struct Window<'a>(pub &'a Counts, pub &'a ClusterSet);
+
+impl Usages for Window<'_> {
+    fn usage(&self, cluster: u64) -> Usage {
+        self.0.usage(cluster)
+    }
+
+    fn first_overlap(&self, clusters: Range<u64>) -> Option<(u64, Usage)> {
+        self.0.first_overlap(clusters)
+    }
+
+    fn is_mismatched(&self, cluster: u64) -> bool {
+        self.1.contains(cluster)
+    }
+}
+
+/// Judges entries by the usage of their clusters.
 pub struct Judge<'a> {
     /// The image.
     pub image: &'a Image,
-    /// True counts of the window.
-    pub counts: &'a Counts,
-    /// Clusters in use whose stored count is wrong: that COPIED is clear there follows from it.
-    pub mismatched: &'a ClusterSet,
+    /// What is known of its clusters.
+    pub usages: &'a dyn Usages,
+    /// Places in [`Roots::regions`] of those that were told of: one that lies in several windows is told of once.
+    pub told: &'a mut BTreeSet<usize>,
 }
 
 impl Judge<'_> {
     fn usage(&self, offset: u64) -> Usage {
-        self.counts.usage(self.image.header.cluster.index(offset))
+        self.usages.usage(self.image.header.cluster.index(offset))
     }
 
     /// Whether COPIED should be set on the entry that maps to this cluster, and is not, by no fault of the
     /// stored count.
     fn is_copied_missing(&self, offset: u64, usage: Usage) -> bool {
-        usage.count == 1 && !self.mismatched.contains(self.image.header.cluster.index(offset))
+        usage.count == 1 && !self.usages.is_mismatched(self.image.header.cluster.index(offset))
     }
 
     /// An owner of a cluster, by the entry that makes it one. The finding's number is filled in by the report.
@@ -61,9 +93,9 @@ impl Judge<'_> {
     }
 
     /// Judges what is neither L1 nor L2: regions, refcount blocks, bitmap data.
-    pub fn roots<H: Host>(&self, host: &mut H, reader: &mut Reader, report: &mut Report, roots: &Roots) {
-        for region in &roots.regions {
-            self.region(report, region);
+    pub fn roots<H: Host>(&mut self, host: &mut H, reader: &mut Reader, report: &mut Report, roots: &Roots) {
+        for (place, region) in roots.regions.iter().enumerate() {
+            self.region(report, place, region);
         }
         for (index, raw) in (0..).zip(&roots.refcount_table) {
             let Some(offset) = block_offset(self.image, *raw) else { continue };
@@ -97,7 +129,7 @@ impl Judge<'_> {
         }
     }
 
-    fn region(&self, report: &mut Report, region: &Region) {
+    fn region(&mut self, report: &mut Report, place: usize, region: &Region) {
         let cluster = self.image.header.cluster;
         let present = self.image.bounds.present(region.offset, region.len);
         let clusters = cluster.index(region.offset)..cluster.index(region.offset) + cluster.count(present);
@@ -107,7 +139,9 @@ impl Judge<'_> {
         report.owner_of_run(&clusters, owner);
         // A region for which another one stands is shared from its first cluster on.
         let looked_at = if region.weight == 0 { clusters.start..clusters.start + 1 } else { clusters };
-        if let Some((index, usage)) = self.counts.first_overlap(looked_at) {
+        if let Some((index, usage)) = self.usages.first_overlap(looked_at)
+            && self.told.insert(place)
+        {
             let problem = region_problem(region);
             report.put(problem, self.region_finding(problem, region, index, usage));
         }
@@ -166,7 +200,7 @@ impl Judge<'_> {
         let last = cluster.index(host.saturating_add(len - 1)).min(self.image.bounds.clusters());
         let mut seen = 0;
         for touched in cluster.index(host)..=last {
-            seen |= self.counts.usage(touched).flags;
+            seen |= self.usages.usage(touched).flags;
             let at = table.offset + (index * self.image.format.entry_bytes()) as u64;
             self.own(report, cluster.offset(touched), Table::CompressedData, table.snapshot, at, guest);
         }

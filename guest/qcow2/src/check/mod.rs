@@ -11,10 +11,12 @@
 //!
 //! Invariant: a pointer that is unaligned, or leads out of the file, is reported and not followed; a leak is
 //! reported as one that may be freed ([`Problem::RefcountLeak`]) only where nothing was found that could have
-//! hidden its user. Findings depend on the image alone; their order besides on the number of windows.
+//! hidden its user. Findings and their order depend on the image alone, as long as memory holds the suspects and leaks.
 //!
-//! Where memory does not hold the counts of all clusters at once, count, compare and judge are done for one window
-//! of clusters after the other; entries are told of in the first pass only. Triage comes once, behind all windows.
+//! Where memory does not hold the counts of all clusters at once, count and compare are done for one window of
+//! clusters after the other; entries are told of in the first pass only. What calls for a second look is kept, and
+//! judged once, behind all windows; so is triage. Only where that is too much to be kept is every window judged by
+//! itself, and leaks that there is no room for are told of as they are met, as ones that nothing is proven of.
 //!
 //! What this does not do: it writes nothing, looks into no guest data beyond the heads of leaked clusters, and
 //! does not decide what is done about a finding.
@@ -23,6 +25,7 @@ mod bitmaps;
 mod compare;
 mod counts;
 mod deep;
+mod holes;
 mod judge;
 mod leaks;
 pub(crate) mod reader;
@@ -30,6 +33,7 @@ pub(crate) mod report;
 pub(crate) mod roots;
 mod shares;
 mod snapshots;
+mod suspects;
 pub(crate) mod tally;
 mod triage;
 pub(crate) mod walk;
@@ -45,6 +49,7 @@ use instar_abi::summary::{Outcome, Summary};
 use crate::facts;
 use crate::host::Host;
 use crate::ondisk::{Fault, Header};
+use compare::Missing;
 use counts::{CHUNK_CLUSTERS, Counts, flags};
 use deep::Deep;
 use leaks::ClusterSet;
@@ -52,6 +57,7 @@ use reader::Reader;
 use report::Report;
 pub use report::{Faults, Problems};
 use roots::{Image, Roots};
+use suspects::Suspects;
 use tally::{Tally, Totals};
 use triage::{Evidence, Triage};
 
@@ -134,9 +140,19 @@ pub fn inspect<H: Host>(host: &mut H, options: &Options) -> Checked {
     }
     let roots = Roots::find(host, &mut reader, &mut report, &image);
     host.progress(Phase::Roots, 0, reader.bytes_read(), reader.bytes_read());
-    let (totals, lost) = (Totals::default(), BTreeSet::new());
-    let mut check =
-        Check { reader, report, image, roots, totals, free: Vec::new(), end: 0, lost, last_lost: None };
+    let mut check = Check {
+        reader,
+        report,
+        image,
+        roots,
+        totals: Totals::default(),
+        free: Vec::new(),
+        end: 0,
+        lost: BTreeSet::new(),
+        last_lost: None,
+        missing: Missing::default(),
+        told: BTreeSet::new(),
+    };
     let passes = check.passes(host);
     if options.deep {
         check.inflate(host);
@@ -167,38 +183,59 @@ struct Check {
     lost: BTreeSet<u64>,
     /// The last of them that stored counts say is in use.
     last_lost: Option<u64>,
+    /// Refcount blocks that are missing.
+    missing: Missing,
+    /// Regions whose overlap was told of.
+    told: BTreeSet<usize>,
+}
+
+/// What came of a window.
+struct Passed {
+    /// Where the next window begins.
+    next: Option<u64>,
+    /// The active disk has an empty L2 table.
+    has_empty_tables: bool,
+    /// Nothing of it is left to be judged.
+    is_judged: bool,
 }
 
 impl Check {
-    /// Counts and compares window after window, then looks at the leaks of all of them. Says how many there were.
+    /// Counts and compares window after window, then judges what is amiss, and looks at the leaks, in all of them.
+    /// Says how many windows there were.
     fn passes<H: Host>(&mut self, host: &mut H) -> u32 {
         let (mut first, mut pass) = (0, 0);
         let mut leaks = ClusterSet::new(host.memory_budget() / LEAKS_PART);
+        let mut suspects = Suspects::new(host.memory_budget() / LEAKS_PART);
         compare::check_table(&mut self.report, &self.image, &self.roots);
         loop {
-            let (next, has_empty_tables) = self.pass(host, first, pass, &mut leaks);
-            self.report.close_runs();
-            self.report.flush(host);
+            let passed = self.pass(host, first, pass, &mut leaks, &mut suspects);
+            self.report.flush_some(host);
             pass += 1;
-            match next {
+            match passed.next {
                 Some(next) if next > first => first = next,
                 _ => {
-                    self.triage(host, &leaks, has_empty_tables, pass - 1);
+                    if !passed.is_judged {
+                        self.judge_suspects(host, &suspects, pass - 1);
+                    }
+                    drop(suspects);
+                    self.report.close_runs();
+                    self.report.flush(host);
+                    self.triage(host, &leaks, passed.has_empty_tables, pass - 1);
                     return pass;
                 }
             }
         }
     }
 
-    /// One window: from cluster `first` on, as far as memory goes. Says where the next one begins, and whether the
-    /// active disk has an empty L2 table.
+    /// One window: from cluster `first` on, as far as memory goes.
     fn pass<H: Host>(
         &mut self,
         host: &mut H,
         first: u64,
         pass: u32,
         leaks: &mut ClusterSet,
-    ) -> (Option<u64>, bool) {
+        suspects: &mut Suspects,
+    ) -> Passed {
         let cap = host.memory_budget() / 3;
         let mut counts = Counts::new(first, self.image.bounds.clusters(), cap);
         self.report.set_muted(pass > 0);
@@ -206,18 +243,29 @@ impl Check {
         self.report.set_muted(false);
         if !self.roots.is_active_found {
             // Without the active disk nearly every cluster would seem leaked.
-            return (None, has_empty_tables);
+            return Passed { next: None, has_empty_tables, is_judged: true };
         }
         let next = counts.next_window().map(|cluster| cluster & !(CHUNK_CLUSTERS - 1));
         let clusters = counts.first()..next.unwrap_or(u64::MAX);
         let mut mismatched = ClusterSet::new(host.memory_budget() / LEAKS_PART);
         self.compare(host, &counts, clusters, (leaks, &mut mismatched), pass);
         self.note_end(&counts, leaks);
-        self.report.close_runs();
-        if self.report.wants_owners() || judge::has_suspects(&counts) {
-            self.judge(host, &counts, &mismatched, pass);
+        if next.is_none() {
+            self.missing.tell(&mut self.report, &self.image);
         }
-        (next, has_empty_tables)
+        let is_only = pass == 0 && next.is_none();
+        let is_judged = is_only || !suspects.add(&counts, &mismatched);
+        if is_judged {
+            if !suspects.is_empty() {
+                self.judge_suspects(host, suspects, pass);
+                suspects.clear();
+            }
+            self.report.close_runs();
+            if self.report.wants_owners() || judge::has_suspects(&counts) {
+                self.judge(host, &judge::Window(&counts, &mismatched), pass);
+            }
+        }
+        Passed { next, has_empty_tables, is_judged }
     }
 
     /// Counts all references. Says whether the active disk has an empty L2 table.
@@ -256,23 +304,31 @@ impl Check {
         (leaks, mismatched): (&mut ClusterSet, &mut ClusterSet),
         pass: u32,
     ) {
-        let Self { reader, report, image, roots, lost, last_lost, .. } = self;
+        let Self { reader, report, image, roots, lost, last_lost, missing, .. } = self;
         if roots.refcount_table.is_empty() {
             return;
         }
         let blocks =
             compare::Blocks { image, roots, clusters: clusters.clone(), phase: (Phase::Refcounts, pass) };
-        let mut comparison =
-            compare::Comparison { image, counts, clusters, mismatched, lost, last_lost: *last_lost, leaks };
+        let mut comparison = compare::Comparison {
+            image,
+            counts,
+            clusters,
+            mismatched,
+            lost,
+            last_lost: *last_lost,
+            leaks,
+            missing,
+        };
         let asked = compare::Wanted { counts, roots };
         blocks.for_each(
             host,
             reader,
             report,
             |range| asked.wants(&range),
-            |host, report, base, bytes| comparison.block(host, report, base, bytes),
+            |host, report, base, bytes| comparison.block(host, report, roots, base, bytes),
         );
-        comparison.missing_blocks(report, roots);
+        comparison.missing_below(host, report, roots, u64::MAX);
         *last_lost = comparison.last_lost;
     }
 
@@ -286,9 +342,17 @@ impl Check {
         self.end = self.end.max(used.unwrap_or(0)).max(leaked.unwrap_or(0));
     }
 
-    fn judge<H: Host>(&mut self, host: &mut H, counts: &Counts, mismatched: &ClusterSet, pass: u32) {
-        let Self { reader, report, image, roots, .. } = self;
-        let mut judge = judge::Judge { image, counts, mismatched };
+    /// Judges by the suspects of the windows so far, where there is anything to judge or to name.
+    fn judge_suspects<H: Host>(&mut self, host: &mut H, suspects: &Suspects, pass: u32) {
+        self.report.close_runs();
+        if self.report.wants_owners() || !suspects.is_empty() {
+            self.judge(host, suspects, pass);
+        }
+    }
+
+    fn judge<H: Host>(&mut self, host: &mut H, usages: &dyn judge::Usages, pass: u32) {
+        let Self { reader, report, image, roots, told, .. } = self;
+        let mut judge = judge::Judge { image, usages, told };
         judge.roots(host, reader, report, roots);
         walk::walk(host, reader, report, image, roots, &mut judge, (Phase::Owners, pass));
         report.forget_wanted();

@@ -6,8 +6,8 @@
 use alloc::vec::Vec;
 
 use instar_abi::boot::FILE_IMAGE;
-use instar_abi::call::DataRange;
 
+use super::holes::Holes;
 use crate::host::{Host, Range};
 
 /// Most bytes of one batch: a cluster of the largest size, and little enough to stay in a processor's cache
@@ -16,7 +16,7 @@ pub const BATCH_BYTES: usize = 2 << 20;
 /// Most ranges of one batch.
 const BATCH_RANGES_MAX: usize = 4096;
 /// Bytes of a table from which on its holes are asked for.
-const HOLE_BYTES_MIN: u64 = 256 << 10;
+const HOLE_BYTES_MIN: u64 = 64 << 10;
 
 /// What came of one place.
 #[derive(Debug, Clone, Copy)]
@@ -33,7 +33,7 @@ pub struct Reader {
     file_len: u64,
     buffer: Vec<u8>,
     ranges: Vec<Range>,
-    data: Vec<DataRange>,
+    holes: Holes,
     bytes_read: u64,
 }
 
@@ -41,7 +41,8 @@ impl Reader {
     /// A reader of a file of `file_len` bytes.
     #[must_use]
     pub const fn new(file_len: u64) -> Self {
-        Self { file_len, buffer: Vec::new(), ranges: Vec::new(), data: Vec::new(), bytes_read: 0 }
+        let holes = Holes::new(file_len);
+        Self { file_len, buffer: Vec::new(), ranges: Vec::new(), holes, bytes_read: 0 }
     }
 
     /// Bytes read so far.
@@ -99,10 +100,14 @@ impl Reader {
         if len < HOLE_BYTES_MIN {
             return first;
         }
-        self.data.clear();
-        host.data_ranges(FILE_IMAGE, at, len, &mut self.data);
-        let data = self.data.first().map_or(len, |range| range.offset.saturating_sub(at));
+        let data = self.holes.data_from(host, at, at.saturating_add(len)).saturating_sub(at);
         first.saturating_add(data / 8).min(entries)
+    }
+
+    /// Whether a place is a hole of the file, or past its end, as a whole.
+    pub fn is_hole<H: Host>(&mut self, host: &mut H, offset: u64, len: usize) -> bool {
+        let end = offset.saturating_add(len as u64);
+        self.holes.data_from(host, offset, end) == end
     }
 
     /// Reads one place as one buffer; at most [`BATCH_BYTES`] bytes of it.
