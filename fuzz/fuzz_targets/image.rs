@@ -4,6 +4,7 @@
 
 mod memory;
 
+use instar_abi::choice::Decisions;
 use instar_abi::extent::{Extent, ExtentKind, MapOp, MapRequest};
 use instar_abi::finding::{ACTIVE, Finding};
 use instar_abi::problem::{Problem, Tier};
@@ -36,7 +37,7 @@ fn assert_better(before: &[Finding], after: &[Finding]) {
 
 fn repair(image: &[u8], before: &[Finding]) {
     let mut host = Memory::new(image);
-    plan::run(&mut host, Tier::Leaks);
+    plan::run(&mut host, &plan::Options { tier: Tier::Leaks, decisions: Decisions::default() });
     if host.writes.is_empty() {
         return;
     }

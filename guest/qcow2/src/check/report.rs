@@ -84,6 +84,12 @@ impl Problems {
         self.0.get(number / 64).is_some_and(|word| word >> (number % 64) & 1 != 0)
     }
 
+    /// Whether any of these is among them.
+    #[must_use]
+    pub fn has_any(&self, problems: &[Problem]) -> bool {
+        problems.iter().any(|problem| self.has(*problem))
+    }
+
     /// All of them, in the order of the problem table.
     pub fn iter(&self) -> impl Iterator<Item = Problem> + '_ {
         PROBLEMS.iter().map(|row| row.problem).filter(|problem| self.has(*problem))

@@ -11,6 +11,7 @@ use instar_abi::call::Phase;
 use instar_abi::cure::Cure;
 use instar_abi::to_usize;
 
+use super::round::{Proposal, Round};
 use crate::check::reader::{Bytes, Reader};
 use crate::check::{Checked, ClusterRun};
 use crate::host::Host;
@@ -31,11 +32,8 @@ struct Block {
     base: u64,
 }
 
-/// A proposed write: offset in the file and bytes.
-type Proposal = (u64, Vec<u8>);
-
 /// Proposes the steps.
-pub fn propose<H: Host>(host: &mut H, checked: &Checked) {
+pub fn propose<H: Host>(round: &mut Round<'_, H>, checked: &Checked) {
     let Some(image) = &checked.image else { return };
     let leaks = Leaks { checked, header: &image.header, bounds: image.bounds };
     let blocks = leaks.blocks();
@@ -43,8 +41,8 @@ pub fn propose<H: Host>(host: &mut H, checked: &Checked) {
     let mut rest = blocks.as_slice();
     while !rest.is_empty() {
         let done = (blocks.len() - rest.len()) as u64;
-        host.progress(Phase::Planning, 0, done, blocks.len() as u64);
-        let taken = leaks.step(host, &mut reader, rest).max(1);
+        round.host.progress(Phase::Planning, 0, done, blocks.len() as u64);
+        let taken = leaks.step(round, &mut reader, rest).max(1);
         rest = rest.get(taken..).unwrap_or(&[]);
     }
 }
@@ -74,13 +72,13 @@ impl Leaks<'_> {
     }
 
     /// Reads as many blocks as one batch takes and proposes their changes as one step. Says how many.
-    fn step<H: Host>(&self, host: &mut H, reader: &mut Reader, blocks: &[Block]) -> usize {
+    fn step<H: Host>(&self, round: &mut Round<'_, H>, reader: &mut Reader, blocks: &[Block]) -> usize {
         let len = self.header.cluster.usize();
         let blocks = blocks.get(..STEP_BLOCKS_MAX).unwrap_or(blocks);
         let mut scope: Vec<(u64, u64)> = Vec::new();
         let mut proposals: Vec<Proposal> = Vec::new();
         let places = blocks.iter().map(|block| (block.offset, len));
-        let taken = reader.batch(host, places, |position, bytes| {
+        let taken = reader.batch(round.host, places, |position, bytes| {
             let (Some(block), Bytes::Read(bytes)) = (blocks.get(position), bytes) else { return };
             let changed = self.freed(block, bytes);
             if changed.is_empty() {
@@ -94,13 +92,7 @@ impl Leaks<'_> {
             }
             proposals.extend(changed);
         });
-        if !proposals.is_empty() {
-            host.scope(Cure::FreeLeaks, &scope);
-            for (offset, bytes) in &proposals {
-                host.stage(*offset, bytes);
-            }
-            host.barrier();
-        }
+        round.step(Cure::FreeLeaks, &scope, &proposals);
         taken
     }
 

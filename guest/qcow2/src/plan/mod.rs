@@ -1,18 +1,36 @@
 //! The plan: proposes the writes that cure what a tier promises to cure.
 //!
+//! The tier `all` is planned in rounds. Each round is a plan of its own, made from the image with the writes of the
+//! rounds before in place; the first class of cures that has something to do is the round's, and an empty round
+//! is the last one:
+//!
+//! ```text
+//! refcounts  blocks and table that cannot be used, made anew at the end of the file          refcounts
+//! in place   counts, COPIED flags, frees                                                     counts, copied, leaks
+//! header     feature bits                                                                    guard
+//! ```
+//!
 //! Invariant: every plan begins with a whole check of its own, and proposes nothing unless that was complete;
 //! each step names its write scope before its first write; the same bytes give the same plan. A cure is a
 //! module. What this does not do: write, or decide whether what it proposes is done; the host proves every
 //! plan with another cage first.
 
+#[allow(dead_code, reason = "asked by the cures that can destroy evidence")]
+mod doubt;
+mod guard;
 mod leaks;
+#[allow(dead_code, reason = "proposed to by every cure")]
+mod round;
 
 use instar_abi::choice::Decisions;
 use instar_abi::problem::Tier;
 use instar_abi::summary::{Outcome, Summary};
 
-use crate::check;
+use crate::check::{self, Checked};
 use crate::host::Host;
+use doubt::Doubt;
+use guard::Guard;
+use round::Round;
 
 /// What to plan for.
 #[derive(Debug, Clone, Copy)]
@@ -23,16 +41,39 @@ pub struct Options {
     pub decisions: Decisions,
 }
 
-/// Proposes a plan. The summary is that of the check it begins with; for a tier that is not built its outcome is
-/// [`Outcome::Unsupported`], and nothing is proposed.
+/// Proposes a plan; for [`Tier::All`] that of one round. The summary is that of the check it begins with.
 pub fn run<H: Host>(host: &mut H, options: &Options) -> Summary {
-    if options.tier == Tier::All {
-        return Summary { outcome: Outcome::Unsupported as u32, ..Summary::default() };
-    }
-    let options = check::Options { silent: true, ..check::Options::default() };
-    let checked = check::inspect(host, &options);
+    let silent = check::Options { silent: true, ..check::Options::default() };
+    let checked = check::inspect(host, &silent);
     if checked.summary.outcome == Outcome::Complete as u32 {
-        leaks::propose(host, &checked);
+        match options.tier {
+            Tier::Leaks => leaks::propose(&mut Round::new(host, None), &checked),
+            Tier::All => mend(host, &checked, options.decisions),
+        }
     }
     checked.summary
+}
+
+/// One round: the first class of cures that has something to do.
+fn mend<H: Host>(host: &mut H, checked: &Checked, decisions: Decisions) {
+    let doubt = Doubt::new(checked.problems, decisions);
+    let mut round = Round::new(host, Guard::of(checked));
+    let classes: [fn(&mut Round<'_, H>, &Checked, &Doubt); 2] = [in_place, header];
+    for class in classes {
+        class(&mut round, checked, &doubt);
+        if round.is_begun() {
+            break;
+        }
+    }
+    round.finish();
+}
+
+/// Counts and flags.
+fn in_place<H: Host>(round: &mut Round<'_, H>, checked: &Checked, _: &Doubt) {
+    leaks::propose(round, checked);
+}
+
+/// Feature bits of the header.
+fn header<H: Host>(round: &mut Round<'_, H>, _: &Checked, _: &Doubt) {
+    round.mend_guard();
 }

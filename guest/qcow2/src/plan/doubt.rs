@@ -1,0 +1,204 @@
+//! What was found, and what may be done in view of it.
+//!
+//! A leak that is not proven worthless may be all that is left of somebody's data, and the damage beside it is
+//! what says so. Once that damage is mended, the next check would take the leak for a plain one and free it.
+//! So as long as such evidence is there and nobody has decided about it, whatever casts doubt on it stays as it is.
+
+use instar_abi::choice::{Decision, Decisions};
+use instar_abi::problem::{Disposition, Problem, Problem as P};
+
+use crate::check::Problems;
+use crate::check::report::leaves_counts_proven;
+
+/// Findings that say that parts of the file may be gone, and with them what entries led to.
+const LOST_PARTS: &[Problem] = &[P::FileTruncated, P::TableGarbage];
+/// Findings that say that stored counts are not known everywhere: a leak may be there and not be seen.
+const LOST_COUNTS: &[Problem] = &[
+    P::HeaderRefcountTableOffset,
+    P::HeaderRefcountTableSize,
+    P::RefcountTableEntryUnaligned,
+    P::RefcountTableEntryPastEof,
+    P::RefcountBlockShared,
+    P::RefcountBlockMissing,
+];
+/// Findings about pointers that lead past the end of the file, or to where it may have ended: they would lead
+/// into fresh clusters.
+const PAST_END: &[Problem] = &[
+    P::L1EntryPastEof,
+    P::L2EntryPastEof,
+    P::L2EntryPartlyPastEof,
+    P::CompressedPastEof,
+    P::L1TableTruncated,
+    P::L2TableTruncated,
+    P::FileTruncated,
+    P::HeaderL1Offset,
+    P::HeaderSnapshotsOffset,
+    P::SnapshotTableTruncated,
+    P::SnapshotL1Offset,
+    P::ExtensionBitmaps,
+    P::BitmapDirectory,
+    P::BitmapEntry,
+    P::BitmapTable,
+    P::BitmapTableEntry,
+    P::ExtensionCrypto,
+    P::CryptoHeaderRange,
+];
+/// The same of the refcount structures, which are made anew in one go.
+const PAST_END_REFCOUNTS: &[Problem] =
+    &[P::HeaderRefcountTableOffset, P::HeaderRefcountTableSize, P::RefcountTableEntryPastEof];
+
+/// Findings about entries that lead to nothing in the file.
+const LOST_POINTERS: &[Problem] = &[
+    P::L1EntryUnaligned,
+    P::L1EntryPastEof,
+    P::L2EntryUnaligned,
+    P::L2EntryPastEof,
+    P::CompressedPastEof,
+    P::ExtendedBitmapWithoutOffset,
+];
+
+/// What may be done about what was found.
+#[derive(Debug, Clone, Copy)]
+pub struct Doubt {
+    found: Problems,
+    decisions: Decisions,
+}
+
+impl Doubt {
+    /// What may be done in view of these findings and decisions.
+    #[must_use]
+    pub const fn new(found: Problems, decisions: Decisions) -> Self {
+        Self { found, decisions }
+    }
+
+    /// Whether the user has decided so.
+    #[must_use]
+    pub const fn is_decided(&self, decision: Decision) -> bool {
+        self.decisions.has(decision)
+    }
+
+    /// Whether there are leaks that may be data and that nobody has decided about.
+    #[must_use]
+    pub fn has_evidence(&self) -> bool {
+        [P::OrphanData, P::OrphanTable]
+            .iter()
+            .any(|problem| self.found.has(*problem) && !self.has_decision_about(*problem))
+    }
+
+    fn has_decision_about(&self, problem: Problem) -> bool {
+        Decision::ALL.iter().any(|decision| decision.problem() == problem && self.is_decided(*decision))
+    }
+
+    /// Whether findings of this problem may be mended by rewriting or moving what they are about. For problems
+    /// that are to be chosen about this says that the choice, once made, may be followed.
+    #[must_use]
+    pub fn may_mend(&self, problem: Problem) -> bool {
+        if LOST_POINTERS.contains(&problem) {
+            return self.may_unmap(problem);
+        }
+        leaves_counts_proven(problem) || !self.has_evidence()
+    }
+
+    /// The same for counts and flags. What they were is no evidence by itself: they may be set right too where
+    /// the damage that casts doubt stays.
+    #[must_use]
+    pub fn may_set(&self, problem: Problem) -> bool {
+        self.may_mend(problem) || self.found.iter().any(|other| self.stays(other))
+    }
+
+    /// Whether a problem casts doubt and will not be mended.
+    fn stays(&self, problem: Problem) -> bool {
+        if leaves_counts_proven(problem) {
+            return false;
+        }
+        if LOST_POINTERS.contains(&problem) {
+            return !self.may_unmap(problem);
+        }
+        !matches!(problem.row().disposition, Disposition::Curable(_)) && !self.has_decision_about(problem)
+    }
+
+    /// Whether entries that lead to nothing may be emptied: what they led to is not in the file, or the user
+    /// gives it up.
+    fn may_unmap(&self, problem: Problem) -> bool {
+        let decision = match problem {
+            P::L1EntryUnaligned | P::L1EntryPastEof => Decision::UnmapLostTables,
+            _ => Decision::UnmapLostData,
+        };
+        self.is_decided(decision)
+            || !(self.has_evidence() || self.found.has_any(LOST_PARTS) || self.are_counts_lost())
+    }
+
+    /// Whether stored counts are not known everywhere.
+    #[must_use]
+    pub fn are_counts_lost(&self) -> bool {
+        self.found.has_any(LOST_COUNTS)
+    }
+
+    /// Whether the file may become longer. The refcount structures come first where they lead past its end.
+    #[must_use]
+    pub fn may_grow(&self) -> bool {
+        self.may_rebuild() && !self.found.has_any(PAST_END_REFCOUNTS)
+    }
+
+    /// Whether refcount structures may be made anew at the end of the file. Where counts are lost, an entry that
+    /// leads nowhere is all that tells of what it led to, and the new counts would say that it is free.
+    #[must_use]
+    pub fn may_rebuild(&self) -> bool {
+        !self.found.has_any(PAST_END)
+            && !self.found.iter().any(|problem| LOST_POINTERS.contains(&problem) && !self.may_unmap(problem))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn doubt(problems: &[Problem], decisions: &[Decision]) -> Doubt {
+        let mut found = Problems::default();
+        problems.iter().for_each(|problem| found.insert(*problem));
+        Doubt::new(found, decisions.iter().fold(Decisions::default(), |all, decision| all.with(*decision)))
+    }
+
+    #[test]
+    fn what_casts_doubt_is_left_while_there_is_undecided_evidence() {
+        let found = [P::OrphanData, P::L2EntryShared, P::RefcountTooLow, P::RefcountTooHigh];
+        let open = doubt(&found, &[]);
+        assert!(!open.may_mend(P::L2EntryShared) && !open.may_set(P::RefcountTooLow));
+        assert!(open.may_set(P::RefcountTooHigh));
+        let decided = doubt(&found, &[Decision::FreeOrphanData]);
+        assert!(decided.may_mend(P::L2EntryShared) && decided.may_set(P::RefcountTooLow));
+        assert!(doubt(&[P::L2EntryShared], &[]).may_mend(P::L2EntryShared));
+    }
+
+    #[test]
+    fn counts_may_be_set_where_the_doubt_stays() {
+        let found = [P::OrphanData, P::L2EntryOverlapsMetadata, P::RefcountTooLow, P::RefcountBlockShared];
+        let open = doubt(&found, &[]);
+        assert!(open.may_set(P::RefcountTooLow) && !open.may_mend(P::RefcountBlockShared));
+        let chosen = doubt(&found, &[Decision::CopyOverlapping]);
+        assert!(!chosen.may_set(P::RefcountTooLow));
+    }
+
+    #[test]
+    fn lost_pointers_are_kept_while_what_they_led_to_may_be_there() {
+        assert!(doubt(&[P::L1EntryUnaligned], &[]).may_mend(P::L1EntryUnaligned));
+        for other in
+            [P::OrphanData, P::OrphanTable, P::FileTruncated, P::TableGarbage, P::RefcountBlockMissing]
+        {
+            let found = [other, P::L1EntryUnaligned, P::L2EntryPastEof];
+            let open = doubt(&found, &[]);
+            assert!(!open.may_mend(P::L1EntryUnaligned) && !open.may_mend(P::L2EntryPastEof));
+            let decided = doubt(&found, &[Decision::UnmapLostTables]);
+            assert!(decided.may_mend(P::L1EntryUnaligned) && !decided.may_mend(P::L2EntryPastEof));
+        }
+    }
+
+    #[test]
+    fn file_does_not_grow_into_what_leads_past_its_end() {
+        assert!(doubt(&[P::L2EntryShared], &[]).may_grow());
+        assert!(!doubt(&[P::L2EntryPastEof], &[]).may_grow());
+        let table = doubt(&[P::RefcountTableEntryPastEof], &[]);
+        assert!(!table.may_grow() && table.may_rebuild());
+        assert!(!doubt(&[P::RefcountBlockMissing, P::L1EntryUnaligned], &[]).may_rebuild());
+    }
+}
