@@ -102,10 +102,14 @@ impl Problems {
 pub struct Faults {
     found: BTreeMap<Problem, Vec<Finding>>,
     left_out: Problems,
+    orphans: u64,
 }
 
 impl Faults {
     fn put(&mut self, problem: Problem, finding: Finding) {
+        if matches!(problem, Problem::OrphanData | Problem::OrphanTable) {
+            self.orphans = self.orphans.saturating_add(finding.count);
+        }
         if is_about_counts(problem) {
             self.left_out.insert(problem);
             return;
@@ -122,6 +126,12 @@ impl Faults {
     #[must_use]
     pub fn of(&self, problem: Problem) -> &[Finding] {
         self.found.get(&problem).map_or(&[], Vec::as_slice)
+    }
+
+    /// Leaked clusters that are not proven worthless.
+    #[must_use]
+    pub const fn orphans(&self) -> u64 {
+        self.orphans
     }
 
     /// Whether all findings of a problem are here. Those about reference counts never are: there may be as many as

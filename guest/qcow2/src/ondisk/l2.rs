@@ -159,6 +159,17 @@ impl L2Entry {
         self.raw & COMPRESSED != 0
     }
 
+    /// The same compressed descriptor with a payload of so many sectors, counted from the start of the one that it
+    /// begins in: at least 1, and not more than it has.
+    #[must_use]
+    pub const fn with_sectors(self, sectors: u64, format: &L2Format) -> Self {
+        let sector_bits = format.cluster.bits() - 8;
+        let offset_bits = 62 - sector_bits;
+        let mask = ((1 << sector_bits) - 1) << offset_bits;
+        let count = (sectors.saturating_sub(1) << offset_bits) & mask;
+        Self { raw: (self.raw & !mask) | count, ..self }
+    }
+
     /// The host offset field of a standard descriptor, of any alignment.
     #[must_use]
     pub const fn host_field(self) -> u64 {
@@ -283,6 +294,8 @@ mod tests {
         assert_eq!(mapping, Mapping::Compressed { host: 0x1_0064, len: 4 * 512 - 0x64 });
         assert!(faults.is_empty());
         assert_eq!(plain(raw | COPIED).1.iter().next(), Some(Problem::CompressedCopied));
+        let shorter = L2Entry { raw, bitmap: 0 }.with_sectors(2, &format(16, false));
+        assert_eq!(plain(shorter.raw).0, Mapping::Compressed { host: 0x1_0064, len: 2 * 512 - 0x64 });
     }
 
     #[test]

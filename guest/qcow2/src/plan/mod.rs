@@ -5,6 +5,8 @@
 //! is the last one:
 //!
 //! ```text
+//! items      single entries: reserved bits, pointers to nothing                              entries
+//! links      clusters that are used as two things                                            copies
 //! refcounts  blocks and table that cannot be used, made anew at the end of the file          refcounts
 //! in place   counts, COPIED flags, frees                                                     counts, copied, leaks
 //! header     feature bits                                                                    guard
@@ -15,12 +17,18 @@
 //! module. What this does not do: write, or decide whether what it proposes is done; the host proves every
 //! plan with another cage first.
 
+mod copies;
 #[allow(dead_code, reason = "asked by the cures that can destroy evidence")]
 mod doubt;
+mod entries;
 mod guard;
 mod leaks;
+mod payload;
+mod places;
+mod reserved;
 #[allow(dead_code, reason = "proposed to by every cure")]
 mod round;
+mod unmap;
 
 use instar_abi::choice::Decisions;
 use instar_abi::problem::Tier;
@@ -58,7 +66,7 @@ pub fn run<H: Host>(host: &mut H, options: &Options) -> Summary {
 fn mend<H: Host>(host: &mut H, checked: &Checked, decisions: Decisions) {
     let doubt = Doubt::new(checked.problems, decisions);
     let mut round = Round::new(host, Guard::of(checked));
-    let classes: [fn(&mut Round<'_, H>, &Checked, &Doubt); 2] = [in_place, header];
+    let classes: [fn(&mut Round<'_, H>, &Checked, &Doubt); 4] = [items, links, in_place, header];
     for class in classes {
         class(&mut round, checked, &doubt);
         if round.is_begun() {
@@ -66,6 +74,19 @@ fn mend<H: Host>(host: &mut H, checked: &Checked, decisions: Decisions) {
         }
     }
     round.finish();
+}
+
+/// What is wrong with a table entry by itself.
+fn items<H: Host>(round: &mut Round<'_, H>, checked: &Checked, doubt: &Doubt) {
+    entries::propose(round, checked, doubt);
+}
+
+/// Clusters that are used as two things.
+fn links<H: Host>(round: &mut Round<'_, H>, checked: &Checked, doubt: &Doubt) {
+    copies::propose_overlapping(round, checked, doubt);
+    if !round.is_begun() {
+        copies::propose_shared(round, checked, doubt);
+    }
 }
 
 /// Counts and flags.

@@ -1,0 +1,125 @@
+//! Single entries of L1 and L2 tables: what can be mended by rewriting one where it stands.
+//!
+//! Invariant: an entry is written as a whole, 8 or 16 bytes within one sector, and by one cure: emptying it comes
+//! before clearing reserved bits. No other entry depends on it, so any subset of the writes is a valid state.
+
+use alloc::vec::Vec;
+
+use instar_abi::cure::Cure;
+use instar_abi::problem::Problem as P;
+
+use super::doubt::Doubt;
+use super::payload::Payloads;
+use super::places::{Place, Places};
+use super::round::{Proposal, Round};
+use super::{reserved, unmap};
+use crate::check::Checked;
+use crate::check::reader::Reader;
+use crate::check::report::leaves_counts_proven;
+use crate::check::roots::Image;
+use crate::host::Host;
+use crate::ondisk::l1::L1Entry;
+use crate::ondisk::l2::L2Entry;
+
+/// Proposes the steps: one of each cure for every batch of entries.
+pub fn propose<H: Host>(round: &mut Round<'_, H>, checked: &Checked, doubt: &Doubt) {
+    let Some(image) = &checked.image else { return };
+    let mut reader = Reader::new(image.bounds.len);
+    let is_empty_free = is_empty_free(round.host, &mut reader, checked, image, doubt);
+    let mut work = Work { image, doubt, is_empty_free, reader, payloads: Payloads::new(image) };
+    let problems = [reserved::PROBLEMS, unmap::PROBLEMS].concat();
+    let mut places = Places::of(checked, image, &problems);
+    while let Some(batch) = places.next(round.host, &mut work.reader) {
+        let (mut cleared, mut emptied) = (Vec::new(), Vec::new());
+        for place in &batch {
+            match work.mend(round.host, place) {
+                Some((Cure::Unmap, after)) => push(&mut emptied, place.write(after, image.format.extended)),
+                Some((_, after)) => push(&mut cleared, place.write(after, image.format.extended)),
+                None => {}
+            }
+        }
+        round.writes(Cure::ClearReserved, &cleared);
+        round.writes(Cure::Unmap, &emptied);
+    }
+}
+
+/// Adds a write; one right behind the last becomes part of it.
+fn push(writes: &mut Vec<Proposal>, (at, bytes): Proposal) {
+    match writes.last_mut() {
+        Some((offset, before)) if offset.checked_add(before.len() as u64) == Some(at) => before.extend(bytes),
+        _ => writes.push((at, bytes)),
+    }
+}
+
+struct Work<'a> {
+    image: &'a Image,
+    doubt: &'a Doubt,
+    /// Entries that map no data may be emptied whatever evidence there is.
+    is_empty_free: bool,
+    reader: Reader,
+    payloads: Payloads<'a>,
+}
+
+impl Work<'_> {
+    /// What becomes of an entry, and by which cure.
+    fn mend<H: Host>(&mut self, host: &mut H, place: &Place) -> Option<(Cure, L2Entry)> {
+        if place.is_l1 {
+            return self
+                .mend_l1(L1Entry(place.entry.raw))
+                .map(|(cure, after)| (cure, L2Entry { raw: after.0, bitmap: 0 }));
+        }
+        let cleared = reserved::l2(place.entry, &self.image.format, self.doubt);
+        if let Some(lost) = unmap::lost(self.image, place.entry) {
+            if let Some(payload) = lost.payload
+                && self.doubt.may_mend(lost.problem)
+                && let Some(after) = self.payloads.shortened(host, &mut self.reader, cleared, payload)
+            {
+                return Some((Cure::Unmap, after));
+            }
+            if lost.is_empty && self.is_empty_free || unmap::may_empty_l2(self.image, &lost, self.doubt) {
+                return Some((Cure::Unmap, unmap::emptied(place.entry, &self.image.format)));
+            }
+        }
+        (cleared != place.entry).then_some((Cure::ClearReserved, cleared))
+    }
+
+    fn mend_l1(&self, entry: L1Entry) -> Option<(Cure, L1Entry)> {
+        if let Some(problem) = unmap::lost_l1(self.image, entry)
+            && unmap::may_empty_l1(self.image, problem, self.doubt)
+        {
+            return Some((Cure::Unmap, L1Entry(0)));
+        }
+        let cleared = reserved::l1(entry, self.doubt);
+        (cleared != entry).then_some((Cure::ClearReserved, cleared))
+    }
+}
+
+/// Whether lost entries that map no data may be emptied although there is evidence: they are all that casts doubt,
+/// and there are no more leaked clusters than such entries have lost.
+fn is_empty_free<H: Host>(
+    host: &mut H,
+    reader: &mut Reader,
+    checked: &Checked,
+    image: &Image,
+    doubt: &Doubt,
+) -> bool {
+    const LOST: &[P] = &[P::L2EntryUnaligned, P::L2EntryPastEof];
+    let doubtful = |problem: &P| !leaves_counts_proven(*problem);
+    let is_known = LOST.iter().all(|problem| checked.faults.has_all_of(*problem));
+    if !doubt.has_evidence()
+        || !is_known
+        || checked.problems.has(P::OrphanTable)
+        || !checked.problems.iter().filter(doubtful).all(|problem| LOST.contains(&problem))
+    {
+        return false;
+    }
+    let mut places = Places::of(checked, image, LOST);
+    let mut empty = 0;
+    while let Some(batch) = places.next(host, reader) {
+        if !batch.iter().all(|place| unmap::lost(image, place.entry).is_some_and(|lost| lost.is_empty)) {
+            return false;
+        }
+        empty += batch.len() as u64;
+    }
+    checked.faults.orphans() <= empty
+}
