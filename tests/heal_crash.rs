@@ -2,20 +2,25 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a failing helper fails its test")]
 
+#[path = "simdisk/recovery.rs"]
+mod recovery;
 mod simdisk;
 #[path = "simdisk/toy.rs"]
 mod toy;
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 
 use instar_abi::problem::Tier;
-use instar_mount::heal::{Ending, HealError, SideFile, repair_at, resume_at, undo_at};
+use instar_mount::heal::{Ending, HealError, RepairOptions, SideFile, repair_at, resume_at, undo_at};
 use instar_mount::sandbox::observer::Ignore;
-use simdisk::{Machine, Survivors, Trouble, sweep};
+use recovery::{Recovery, again};
+use simdisk::{Machine, Trouble, sweep};
 use toy::{Mischief, Toy, leaky};
 
 fn repair(machine: &Machine, mischief: Mischief) -> Result<Ending, HealError> {
-    let report = repair_at(machine, Tier::Leaks, false, &mut Toy::new(mischief), &mut Ignore)?;
+    let report =
+        repair_at(machine, Tier::Leaks, &RepairOptions::default(), &mut Toy::new(mischief), &mut Ignore)?;
     Ok(report.ending)
 }
 
@@ -23,47 +28,14 @@ fn resume(machine: &Machine) -> Result<Ending, HealError> {
     Ok(resume_at(machine, &mut Toy::new(Mischief::None), &mut Ignore)?.ending)
 }
 
-fn again(machine: &Machine) -> Machine {
-    machine.after_power_cut(Survivors::Everything, usize::MAX)
-}
-
 /// What must hold in every state that an interrupted repair, resume or undo can leave.
 fn assert_recoverable(state: &Machine, before: &[u8], after: &[u8], mischief: Mischief, what: &str) {
     let leaks = |bytes: &[u8]| bytes.iter().filter(|&&byte| byte == b'L').count();
     let now = state.image();
     assert!(leaks(&now) <= leaks(before) && !now.contains(&b'C'), "{what}: worse than before");
-    for (at, &byte) in now.iter().enumerate() {
-        let old = before.get(at).copied().unwrap_or(0);
-        assert!([old, *after.get(at).unwrap_or(&0)].contains(&byte), "{what}: byte {at} is from nowhere");
-    }
-    let forward = again(state);
-    if forward.has(SideFile::Undoing) {
-        assert!(matches!(resume(&forward), Err(HealError::UndoInterrupted(_))), "{what}");
-        assert_eq!(repair(&forward, mischief).unwrap_or_else(|e| panic!("{what}: {e:?}")), Ending::Repaired);
-    } else if forward.has(SideFile::Journal) {
-        assert_eq!(resume(&forward).unwrap_or_else(|e| panic!("{what}: {e:?}")), Ending::Resumed);
-    } else {
-        assert!(matches!(resume(&forward), Err(HealError::NoJournal(_))), "{what}");
-        let ending = repair(&forward, mischief).unwrap_or_else(|e| panic!("{what}: {e:?}"));
-        assert!(matches!(ending, Ending::Repaired | Ending::Clean), "{what}: {ending:?}");
-    }
-    assert!(forward.image() == after, "{what}: resumed to something else");
-    assert!(!forward.has(SideFile::Journal), "{what}");
-    let back = again(state);
-    if back.has(SideFile::Undo) || back.has(SideFile::Undoing) {
-        assert_eq!(undo_at(&back).unwrap_or_else(|e| panic!("{what}: {e:?}")), Ending::Undone);
-        assert!(back.image() == before, "{what}: undone to something else");
-        for file in [SideFile::Undo, SideFile::Undoing, SideFile::Journal] {
-            assert!(!back.has(file), "{what}: {file:?} is left");
-        }
-    } else {
-        assert!(now == before, "{what}: written, but there is no undo file");
-    }
-    let undone = again(&forward);
-    if undone.has(SideFile::Undo) {
-        assert_eq!(undo_at(&undone).unwrap(), Ending::Undone, "{what}");
-        assert!(undone.image() == before, "{what}: undone to something else after resuming");
-    }
+    let repair = |machine: &Machine| repair(machine, mischief);
+    let raised = BTreeMap::new();
+    Recovery { before, after, raised, repair: &repair, resume: &resume }.assert_possible(state, what);
 }
 
 fn healed(mischief: Mischief) -> Vec<u8> {

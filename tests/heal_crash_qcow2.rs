@@ -11,7 +11,7 @@ use std::process::Command;
 
 use instar_abi::problem::{Problem, Severity, Tier};
 use instar_mount::heal::{
-    Ending, HealError, Inspection, RepairReport, SideFile, repair_at, resume_at, undo_at,
+    Ending, HealError, Inspection, RepairOptions, RepairReport, SideFile, repair_at, resume_at, undo_at,
 };
 use instar_mount::sandbox::observer::Ignore;
 use native::NativeInspector;
@@ -21,13 +21,14 @@ use support::raw::Raw;
 use support::tools;
 
 fn repair(machine: &Machine) -> Result<RepairReport, HealError> {
-    repair_at(machine, Tier::Leaks, false, &mut NativeInspector::default(), &mut Ignore)
+    repair_at(machine, Tier::Leaks, &RepairOptions::default(), &mut NativeInspector::default(), &mut Ignore)
 }
 
 /// What a check finds, without writing.
 fn inspect(machine: &Machine) -> Inspection {
     let copy = Machine::new(machine.image());
-    match repair_at(&copy, Tier::Leaks, true, &mut NativeInspector::default(), &mut Ignore) {
+    let options = RepairOptions { preview: true, ..RepairOptions::default() };
+    match repair_at(&copy, Tier::Leaks, &options, &mut NativeInspector::default(), &mut Ignore) {
         Ok(report) => report.before,
         Err(error) => panic!("{error:?}"),
     }

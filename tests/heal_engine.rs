@@ -8,14 +8,21 @@ mod toy;
 
 use instar_abi::problem::{Problem, Tier};
 use instar_abi::summary::Outcome;
-use instar_mount::heal::{Doubt, Ending, HealError, RepairReport, SideFile, repair_at, resume_at, undo_at};
+use instar_mount::heal::{
+    Doubt, Ending, HealError, RepairOptions, RepairReport, SideFile, repair_at, resume_at, undo_at,
+};
 use instar_mount::image::Backend;
 use instar_mount::sandbox::observer::Ignore;
 use simdisk::{Machine, Survivors, Trouble};
 use toy::{Mischief, Toy, leaky};
 
 fn run(machine: &Machine, toy: &mut Toy) -> Result<RepairReport, HealError> {
-    repair_at(machine, Tier::Leaks, false, toy, &mut Ignore)
+    repair_at(machine, Tier::Leaks, &RepairOptions::default(), toy, &mut Ignore)
+}
+
+fn preview(machine: &Machine, mischief: Mischief) -> Result<RepairReport, HealError> {
+    let options = RepairOptions { preview: true, ..RepairOptions::default() };
+    repair_at(machine, Tier::Leaks, &options, &mut Toy::new(mischief), &mut Ignore)
 }
 
 fn repair(machine: &Machine, mischief: Mischief) -> Result<RepairReport, HealError> {
@@ -86,18 +93,9 @@ fn nothing_curable_incomplete_or_unknown_is_left_alone() {
 }
 
 #[test]
-fn tier_all_is_refused_by_name() {
-    let machine = Machine::new(leaky());
-    let result = repair_at(&machine, Tier::All, false, &mut Toy::new(Mischief::None), &mut Ignore);
-    let error = result.unwrap_err();
-    assert!(error.to_string().contains("--repair=all"), "{error}");
-    assert_untouched(&machine);
-}
-
-#[test]
 fn preview_shows_the_repaired_copy_and_writes_nothing() {
     let machine = Machine::new(leaky());
-    let report = repair_at(&machine, Tier::Leaks, true, &mut Toy::new(Mischief::None), &mut Ignore).unwrap();
+    let report = preview(&machine, Mischief::None).unwrap();
     assert_eq!(report.ending, Ending::Previewed);
     let copy = report.preview.unwrap();
     let mut bytes = vec![0; usize::try_from(copy.len()).unwrap()];
@@ -148,8 +146,8 @@ fn live_image_that_does_not_pass_is_put_back_byte_for_byte() {
 #[test]
 fn journal_left_behind_preview_is_refused_and_repair_finishes_it() {
     let machine = interrupted();
-    let preview = repair_at(&machine, Tier::Leaks, true, &mut Toy::new(Mischief::None), &mut Ignore);
-    assert_eq!(preview.unwrap_err().ending(), Ending::JournalFound);
+    let refused = preview(&machine, Mischief::None);
+    assert_eq!(refused.unwrap_err().ending(), Ending::JournalFound);
     let report = repair(&machine, Mischief::None).unwrap();
     assert!(report.resumed);
     assert_eq!(report.ending, Ending::Clean);
@@ -251,8 +249,7 @@ fn journal_without_its_undo_file_is_not_replayed() {
 fn same_image_gives_the_same_plan() {
     let digest = || {
         let machine = Machine::new(leaky());
-        let report =
-            repair_at(&machine, Tier::Leaks, true, &mut Toy::new(Mischief::Grows), &mut Ignore).unwrap();
+        let report = preview(&machine, Mischief::Grows).unwrap();
         report.plan.unwrap().digest
     };
     assert_eq!(digest(), digest());

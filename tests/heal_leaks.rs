@@ -275,7 +275,7 @@ fn preview_needs_no_write_permission_and_writes_nothing() {
     need!(tools::qemu());
     let folder = tempfile::tempdir().unwrap();
     let image = leaky(folder.path());
-    let options = RepairOptions { preview: true, side_folder: None };
+    let options = RepairOptions { preview: true, ..RepairOptions::default() };
     let handle = ImageHandle::open(&image.path, Mode::Read).unwrap();
     let report = tools::ensure_untouched(&[&image.path], || {
         heal::repair(&handle, Tier::Leaks, &options, &mut NativeInspector::default(), &mut Ignore).unwrap()
@@ -299,7 +299,8 @@ fn records_stand_in_a_folder_of_the_users_choice_and_beside_what_a_link_leads_to
     );
     assert!(side(&image.path, SideFile::Undo).exists() && !side(&link, SideFile::Undo).exists());
     assert_eq!(undo(&image.path).unwrap(), Ending::Undone);
-    let options = RepairOptions { preview: false, side_folder: Some(elsewhere.path().to_path_buf()) };
+    let side_folder = Some(elsewhere.path().to_path_buf());
+    let options = RepairOptions { side_folder, ..RepairOptions::default() };
     let handle = ImageHandle::open(&image.path, Mode::Read).unwrap();
     heal::repair(&handle, Tier::Leaks, &options, &mut NativeInspector::default(), &mut Ignore).unwrap();
     assert!(!side(&image.path, SideFile::Undo).exists());

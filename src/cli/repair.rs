@@ -32,7 +32,7 @@ pub fn repair(
     tier: Tier,
     preview: bool,
 ) -> Result<Repaired, Error> {
-    let options = RepairOptions { preview, side_folder: None };
+    let options = RepairOptions { preview, ..RepairOptions::default() };
     follow(image, inspector, |cages, follower| heal::repair(image, tier, &options, cages, follower))
 }
 

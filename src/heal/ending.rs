@@ -60,6 +60,12 @@ endings! {
     NothingToCure "nothing-to-cure" ByFindings
         "nothing of what was found is cured at this tier, nothing was written";
         "see what the findings ask for"
+    NeedsDecision "needs-decision" ByFindings
+        "what could be cured waits for a decision that only you can make, nothing was written";
+        "see which findings ask for one, then run the same with --decide PROBLEM=CHOICE"
+    Withheld "withheld" ByFindings
+        "what could be cured is left, because curing it would hide the traces of other damage; nothing was written";
+        "see what the other findings ask for; copy the image while it can be read"
     IncompleteWalk "incomplete-walk" ByFindings
         "parts of the image could not be looked at, so nothing can be proven unreferenced; nothing was written";
         "the findings say which parts; copy the image while it can be read"
@@ -79,8 +85,6 @@ endings! {
         "a repair that had been interrupted was finished, and proven by a fresh check of the image"; ""
     Undone "undone" ByFindings
         "the last repair was undone: every byte is as it was before"; ""
-    TierNotBuilt "tier-not-built" Failed
-        "this tier is not built yet, nothing was written"; "use --repair=leaks"
     BadPlan "bad-plan" Failed
         "the plan broke its own rules and was dropped, nothing was written"; "report it with the image's metadata"
     Quarantined "quarantined" Failed
@@ -113,6 +117,9 @@ endings! {
     LandingInterrupted "landing-interrupted" Failed
         "the repair was interrupted while it was being written; its journal is kept";
         "check the storage below, then run instar resume to finish it or instar undo to go back"
+    PlanForeign "plan-foreign" Failed
+        "the plan was not made for this image as it is now, nothing was written";
+        "make a new plan of the image as it is"
     JournalFound "journal-found" Failed
         "an interrupted repair has left its journal, nothing was written";
         "run instar resume to finish it or instar undo to go back"

@@ -3,7 +3,6 @@
 use std::io;
 use std::path::PathBuf;
 
-use instar_abi::problem::Tier;
 use thiserror::Error;
 
 use super::ending::Ending;
@@ -16,9 +15,6 @@ use crate::sandbox::error::SandboxError;
 /// What went wrong.
 #[derive(Debug, Error)]
 pub enum HealError {
-    /// The tier is not built yet.
-    #[error("--repair={} is not built yet", match .0 { Tier::Leaks => "leaks", Tier::All => "all" })]
-    TierNotBuilt(Tier),
     /// Somebody else uses the image.
     #[error(transparent)]
     InUse(#[from] LockError),
@@ -34,6 +30,14 @@ pub enum HealError {
     /// The plan broke a rule.
     #[error("the plan cannot be carried out")]
     BadPlan(#[source] PlanError),
+    /// A plan that was made for another image, or for this one in another state.
+    #[error("{}: not the image that the plan was made for: {what}", path.display())]
+    PlanForeign {
+        /// The image.
+        path: PathBuf,
+        /// What tells so.
+        what: String,
+    },
     /// The proof on the copy failed.
     #[error("quarantine: the repaired copy of the image is not better: {0}")]
     Quarantined(Doubt),
@@ -171,10 +175,10 @@ impl HealError {
     #[must_use]
     pub fn ending(&self) -> Ending {
         match self {
-            Self::TierNotBuilt(_) => Ending::TierNotBuilt,
             Self::InUse(_) => Ending::InUse,
             Self::Cage { .. } => Ending::CageFailed,
             Self::BadPlan(_) => Ending::BadPlan,
+            Self::PlanForeign { .. } => Ending::PlanForeign,
             Self::Quarantined(_) => Ending::Quarantined,
             Self::RolledBack(_) => Ending::RolledBack,
             Self::RollbackFailed { .. } => Ending::RollbackFailed,

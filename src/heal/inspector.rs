@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use instar_abi::choice::Decisions;
 use instar_abi::finding::Finding;
-use instar_abi::problem::{Disposition, Problem, Severity, Tier};
+use instar_abi::problem::{Cost, Disposition, Problem, Severity, Tier};
 use instar_abi::summary::{Outcome, Summary};
 use zerocopy::IntoBytes;
 
+use super::places::Places;
 use crate::image::Backend;
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::observer::{Observer, RunStats};
@@ -56,8 +57,10 @@ pub struct Inspection {
     pub stats: RunStats,
     /// Items found (a run counts as many as it covers), by problem.
     pub counts: BTreeMap<Problem, u64>,
-    /// The findings that the tier does not cure, each with how often it was told.
+    /// For the `leaks` tier: the findings that it does not cure, each with how often it was told.
     others: BTreeMap<[u8; size_of::<Finding>()], u64>,
+    /// For the `all` tier: where every finding is.
+    pub(super) places: Places,
     /// Some findings are in neither.
     pub overflowed: bool,
 }
@@ -90,6 +93,27 @@ impl Inspection {
         is_curable(problem, tier) && (problem != Problem::RefcountPastEof || is_sound())
     }
 
+    /// Items found that `tier` may cure, what the user has decided taken into account: once anything is decided,
+    /// everything that could be counts.
+    #[must_use]
+    pub fn mendable(&self, tier: Tier, decisions: Decisions) -> u64 {
+        let is_open = |problem: Problem| problem.row().disposition == Disposition::Choice;
+        self.sum(|problem| {
+            is_curable(problem, tier) || (decisions != Decisions::default() && is_open(problem))
+        })
+    }
+
+    /// Items found about which only the user can decide.
+    #[must_use]
+    pub fn undecided(&self) -> u64 {
+        self.sum(|problem| problem.row().disposition == Disposition::Choice)
+    }
+
+    /// Items found whose cure costs guest data that is lost already.
+    pub(super) fn dropping(&self) -> impl Iterator<Item = (Problem, u64)> {
+        self.counts.iter().map(|(p, n)| (*p, *n)).filter(|(p, _)| p.row().cost == Cost::DropsData)
+    }
+
     /// Items found in all.
     #[must_use]
     pub fn total(&self) -> u64 {
@@ -119,12 +143,28 @@ pub(super) struct Tally<'a> {
     tier: Tier,
     counts: BTreeMap<Problem, u64>,
     others: BTreeMap<[u8; size_of::<Finding>()], u64>,
+    places: Places,
     overflowed: bool,
 }
 
 impl<'a> Tally<'a> {
     pub(super) fn new(inner: &'a mut dyn Observer, tier: Tier) -> Self {
-        Self { inner, tier, counts: BTreeMap::new(), others: BTreeMap::new(), overflowed: false }
+        let (counts, others) = (BTreeMap::new(), BTreeMap::new());
+        Self { inner, tier, counts, others, places: Places::default(), overflowed: false }
+    }
+
+    /// Keeps a finding that the tier does not cure, or only where the rest allows it. False if there is no room.
+    fn keep_whole(&mut self, problem: Problem, finding: &Finding) -> bool {
+        if is_curable(problem, self.tier) && problem != Problem::RefcountPastEof {
+            return true;
+        }
+        if self.others.len() >= FINDINGS_COMPARED_MAX {
+            return false;
+        }
+        let mut key = [0; size_of::<Finding>()];
+        key.copy_from_slice(finding.as_bytes());
+        *self.others.entry(key).or_default() += 1;
+        true
     }
 
     pub(super) fn finish(self, ran: Ran) -> Inspection {
@@ -133,6 +173,7 @@ impl<'a> Tally<'a> {
             stats: ran.stats,
             counts: self.counts,
             others: self.others,
+            places: self.places,
             overflowed: self.overflowed || ran.stats.findings_dropped > 0,
         }
     }
@@ -142,16 +183,11 @@ impl Observer for Tally<'_> {
     fn finding(&mut self, problem: Problem, finding: &Finding) {
         let count = self.counts.entry(problem).or_default();
         *count = count.saturating_add(finding.count);
-        // Kept for comparing also where its cure depends on the rest.
-        if !is_curable(problem, self.tier) || problem == Problem::RefcountPastEof {
-            if self.others.len() < FINDINGS_COMPARED_MAX {
-                let mut key = [0; size_of::<Finding>()];
-                key.copy_from_slice(finding.as_bytes());
-                *self.others.entry(key).or_default() += 1;
-            } else {
-                self.overflowed = true;
-            }
-        }
+        let is_kept = match self.tier {
+            Tier::Leaks => self.keep_whole(problem, finding),
+            Tier::All => self.places.put(problem, finding),
+        };
+        self.overflowed |= !is_kept;
         self.inner.finding(problem, finding);
     }
 

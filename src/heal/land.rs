@@ -1,15 +1,17 @@
 //! The landing: from a proven copy to the image itself.
 //!
-//! Order, each line durable before the next begins: undo file, its name; journal, its name; the plan's writes,
-//! group by group; after the attestation, the journal's absence. Invariant: nothing is asked of the image's
-//! storage after the first error of a write or sync, and no error is dropped.
+//! Order, each line durable before the next begins: undo file, its name; journal, its name; the guard, raised; the
+//! plan's writes, group by group; after the attestation, the guard, lowered; the journal's absence. Invariant:
+//! nothing is asked of the image's storage after the first error of a write or sync, and no error is dropped. The
+//! guard is lowered by [`lower`] alone, which takes an attestation by value, and the journal goes only after that.
 
 use std::io;
 
 use super::error::HealError;
+use super::guard::Guard;
 use super::resume;
 use super::side::SIDE_BYTES_MAX;
-use super::site::{SideFile, Site};
+use super::site::{Folder, SideFile, Site};
 use super::state::Staged;
 use super::undo::{self, Undo};
 use super::verify::{Attestation, Attested, Proof};
@@ -30,19 +32,46 @@ pub(super) fn land(staged: &Staged<'_>, proof: Proof) -> Result<(Latch, Undo), H
         write_records(staged)?;
     }
     let undo = resume::undo_file(site, SideFile::Undo)?;
-    write_groups(staged, &live)?;
+    write_image(staged, &live)?;
     Ok((live, undo))
 }
 
-/// Removes the journal: the repair is over. This is the only way for it to go after a repair.
-pub(super) fn remove_journal(site: &dyn Site, attestation: Attestation) -> Result<Attested, HealError> {
-    let removed = site.folder().remove(SideFile::Journal).and_then(|()| site.folder().sync());
-    removed.map_err(|source| HealError::Interrupted {
+/// A guard, if there is one, is as it is to stay, and durably so. Only [`lower`] makes this.
+#[derive(Debug)]
+struct Lowered(Attestation);
+
+/// Ends the repair: lowers the guard, then removes the journal. This is the only way for it to go after a repair.
+pub(super) fn close(
+    site: &dyn Site,
+    live: &Latch,
+    guard: Option<&Guard>,
+    attestation: Attestation,
+) -> Result<Attested, HealError> {
+    let lowered = lower(live, guard, attestation).map_err(|source| HealError::Interrupted {
+        path: site.path().to_path_buf(),
+        action: "lower the guard",
+        source,
+    })?;
+    remove_journal(site.folder(), lowered).map_err(|source| HealError::Interrupted {
         path: site.folder().path_of(SideFile::Journal),
         action: "remove the journal",
         source,
-    })?;
-    Ok(attestation.into_facts())
+    })
+}
+
+/// Lets others write to the image again: what stands in it has been attested, with the guard shown as it will be.
+fn lower(live: &Latch, guard: Option<&Guard>, attestation: Attestation) -> io::Result<Lowered> {
+    if let Some(guard) = guard {
+        live.write_at(guard.lowered(), guard.offset())?;
+        live.sync()?;
+    }
+    Ok(Lowered(attestation))
+}
+
+fn remove_journal(folder: &dyn Folder, lowered: Lowered) -> io::Result<Attested> {
+    folder.remove(SideFile::Journal)?;
+    folder.sync()?;
+    Ok(lowered.0.into_facts())
 }
 
 fn refuse_changed_image(staged: &Staged<'_>) -> Result<(), HealError> {
@@ -59,7 +88,7 @@ fn refuse_changed_image(staged: &Staged<'_>) -> Result<(), HealError> {
     if image.len() != staged.binding.len_before {
         return changed("its length is not that from before the check");
     }
-    let now = fingerprint::of(image.as_ref(), &staged.overlay.write_ranges()).map_err(|source| {
+    let now = fingerprint::of(image.as_ref(), &staged.ranges).map_err(|source| {
         if source.kind() == io::ErrorKind::UnexpectedEof {
             HealError::Changed { path: context.site.path().to_path_buf(), what: "it has become shorter" }
         } else {
@@ -75,7 +104,7 @@ fn refuse_changed_image(staged: &Staged<'_>) -> Result<(), HealError> {
 fn refuse_full_storage(staged: &Staged<'_>) -> Result<(), HealError> {
     let site = staged.context.site;
     let growth_bytes = staged.binding.len_after.saturating_sub(staged.binding.len_before);
-    let undo_bytes = undo::size_estimate(&staged.overlay);
+    let undo_bytes = undo::size_estimate(&staged.ranges);
     let journal_bytes = journal::size_estimate(&staged.plan);
     let records_bytes = undo_bytes.saturating_add(journal_bytes).saturating_add(SLACK_BYTES);
     if undo_bytes > SIDE_BYTES_MAX || journal_bytes > SIDE_BYTES_MAX {
@@ -129,12 +158,16 @@ fn record_failed(site: &dyn Site, file: SideFile, source: io::Error) -> HealErro
     }
 }
 
-fn write_groups(staged: &Staged<'_>, live: &Latch) -> Result<(), HealError> {
+fn write_image(staged: &Staged<'_>, live: &Latch) -> Result<(), HealError> {
     let interrupted = |action| {
         let path = staged.context.site.path().to_path_buf();
         move |source| HealError::Interrupted { path, action, source }
     };
-    for group in staged.overlay.groups() {
+    if let Some(guard) = staged.plan.guard() {
+        let raised = live.write_at(guard.raised(), guard.offset()).and_then(|()| live.sync());
+        raised.map_err(interrupted("raise the guard"))?;
+    }
+    for group in staged.plan.steps().iter().flat_map(|step| &step.groups) {
         for write in group {
             live.write_at(&write.bytes, write.offset).map_err(interrupted("write the repaired bytes"))?;
         }

@@ -11,6 +11,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use instar_abi::choice::Decisions;
 use instar_abi::problem::Tier;
 
 use crate::image::{ImageHandle, Mode, Overlay};
@@ -20,14 +21,19 @@ mod cage;
 mod ending;
 mod error;
 mod fingerprint;
+mod guard;
 mod inspector;
 mod journal;
 mod land;
+mod normal;
+mod places;
 mod plan;
 mod policy;
 mod quarantine;
 mod record;
+mod recorder;
 mod resume;
+mod rounds;
 mod side;
 mod site;
 pub mod state;
@@ -37,9 +43,12 @@ mod verify;
 pub use cage::CageInspector;
 pub use ending::{Ending, ExitRule, Route};
 pub use error::HealError;
+pub use guard::{GUARD_BYTES_MAX, Guard};
 pub use inspector::{Inspection, Inspector, Ran};
+pub use journal::Binding;
 pub use plan::{Plan, PlanError, Step};
 pub use resume::Pending;
+pub use rounds::ROUNDS_MAX;
 pub use side::RecordError;
 pub use site::{FileSite, Folder, SideFile, Site};
 pub use verify::{Attestation, Attested, Doubt, Proof};
@@ -65,6 +74,11 @@ pub trait RepairObserver: Observer {
     fn stage_begins(&mut self, stage: Stage) {
         let _ = stage;
     }
+
+    /// A round of planning begins, from 0 to [`ROUNDS_MAX`]; only for the `all` tier.
+    fn round_begins(&mut self, round: u32) {
+        let _ = round;
+    }
 }
 
 impl RepairObserver for crate::sandbox::observer::Ignore {}
@@ -76,6 +90,17 @@ pub struct RepairOptions {
     pub preview: bool,
     /// Keep journal and undo file here instead of beside the image.
     pub side_folder: Option<PathBuf>,
+    /// What the user has decided. Not for a plan that was made before, which has its own.
+    pub decisions: Decisions,
+}
+
+/// A plan, and the image that it was made for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BoundPlan {
+    /// What is to be written.
+    pub plan: Plan,
+    /// The image before it, and its length after.
+    pub binding: Binding,
 }
 
 /// What a plan would write or has written.
@@ -108,6 +133,8 @@ pub struct RepairReport {
     pub attested: Option<Attested>,
     /// Where the old bytes are.
     pub undo_file: Option<PathBuf>,
+    /// The plan of a preview, to be carried out later ([`repair_with_plan`]).
+    pub bound: Option<BoundPlan>,
     /// The repaired copy, in a preview.
     pub preview: Option<Arc<Overlay>>,
     /// An interrupted repair was finished first.
@@ -139,9 +166,27 @@ pub fn repair(
 ) -> Result<RepairReport, HealError> {
     let site = FileSite::new(Arc::clone(image.file()), options.side_folder.as_deref())?;
     if options.preview {
-        return repair_at(&site, tier, true, inspector, observer);
+        return repair_at(&site, tier, options, inspector, observer);
     }
-    exclusively(image, || repair_at(&site, tier, false, inspector, observer))
+    exclusively(image, || repair_at(&site, tier, options, inspector, observer))
+}
+
+/// As [`repair`], with a plan that was made before instead of a new one. It is proven anew.
+///
+/// # Errors
+/// `PlanForeign` if the image is not as it was then; as [`repair`].
+pub fn repair_with_plan(
+    image: &ImageHandle,
+    bound: BoundPlan,
+    options: &RepairOptions,
+    inspector: &mut dyn Inspector,
+    observer: &mut dyn RepairObserver,
+) -> Result<RepairReport, HealError> {
+    let site = FileSite::new(Arc::clone(image.file()), options.side_folder.as_deref())?;
+    if options.preview {
+        return repair_with_plan_at(&site, bound, true, inspector, observer);
+    }
+    exclusively(image, || repair_with_plan_at(&site, bound, false, inspector, observer))
 }
 
 /// Finishes an interrupted repair.
@@ -187,29 +232,46 @@ pub fn pending(image: &ImageHandle, side_folder: Option<&Path>) -> Result<Option
 pub fn repair_at(
     site: &dyn Site,
     tier: Tier,
+    options: &RepairOptions,
+    inspector: &mut dyn Inspector,
+    observer: &mut dyn RepairObserver,
+) -> Result<RepairReport, HealError> {
+    let resumed = finish_interrupted(site, options.preview, inspector, observer)?;
+    let unverified = state::Unverified::new(site, tier, options.decisions, inspector, observer);
+    Ok(RepairReport { resumed, ..state::walk(unverified, options.preview)? })
+}
+
+/// As [`repair_with_plan`], without locks.
+///
+/// # Errors
+/// As [`repair_with_plan`].
+pub fn repair_with_plan_at(
+    site: &dyn Site,
+    bound: BoundPlan,
     preview: bool,
     inspector: &mut dyn Inspector,
     observer: &mut dyn RepairObserver,
 ) -> Result<RepairReport, HealError> {
-    if tier != Tier::Leaks {
-        return Err(HealError::TierNotBuilt(tier));
-    }
-    let mut resumed = false;
+    let resumed = finish_interrupted(site, preview, inspector, observer)?;
+    let (tier, decisions) = (bound.plan.tier(), bound.plan.decisions());
+    let unverified = state::Unverified::new(site, tier, decisions, inspector, observer);
+    Ok(RepairReport { resumed, ..state::walk_with(unverified, bound, preview)? })
+}
+
+/// Finishes what an interruption has left. True if that was a repair. A preview, which writes nothing, is refused.
+fn finish_interrupted(
+    site: &dyn Site,
+    preview: bool,
+    inspector: &mut dyn Inspector,
+    observer: &mut dyn RepairObserver,
+) -> Result<bool, HealError> {
     match resume::pending(site)? {
-        None => {}
-        Some(Pending::Repair(path)) if preview => return Err(HealError::JournalFound(path)),
-        Some(Pending::Undo(path)) if preview => return Err(HealError::UndoInterrupted(path)),
-        Some(Pending::Repair(_)) => {
-            resume_at(site, inspector, observer)?;
-            resumed = true;
-        }
-        Some(Pending::Undo(_)) => {
-            undo_at(site)?;
-        }
+        None => Ok(false),
+        Some(Pending::Repair(path)) if preview => Err(HealError::JournalFound(path)),
+        Some(Pending::Undo(path)) if preview => Err(HealError::UndoInterrupted(path)),
+        Some(Pending::Repair(_)) => resume_at(site, inspector, observer).map(|_| true),
+        Some(Pending::Undo(_)) => undo_at(site).map(|_| false),
     }
-    let mut report = state::walk(site, tier, preview, inspector, observer)?;
-    report.resumed = resumed;
-    Ok(report)
 }
 
 /// As [`resume`], without locks.

@@ -1,19 +1,23 @@
-//! The host's record of a plan: steps in order, each with its cure, its write scope and its writes.
+//! The host's record of a plan: steps in order, each with its cure, its write scope and its writes, and the guard
+//! that is raised before the first step and lowered after the last.
 //!
-//! Invariant: a [`Plan`] exists only if every write lies within the scope that its step named first, no two
-//! writes between two barriers overlap, and all of it stays within fixed bounds. A barrier stands between any
-//! two steps. The digest covers every byte of the canonical form, which is also the journal's body: the same
-//! image bytes give the same plan, byte for byte. What the bytes mean is the cage's business.
+//! Invariant: a [`Plan`] exists only if every write lies within the scope that its step named first, none touches
+//! the guard, and all of it stays within fixed bounds; for the `leaks` tier it frees leaks and does nothing else. A
+//! barrier stands between any two steps. The digest covers every byte of the canonical form, which is also the
+//! journal's body: the same image bytes give the same plan, byte for byte. What the bytes mean is the cage's
+//! business. The only way to make one is [`super::recorder::Recorder`].
 
 use std::sync::Arc;
 
-use instar_abi::call::{Phase, ProgressRecord};
+use instar_abi::choice::Decisions;
 use instar_abi::cure::Cure;
 use instar_abi::problem::Tier;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
+use super::guard::{GUARD_BYTES_MAX, Guard};
 use super::record::{RecordHead, RecordKind, ScopeRecord};
+use super::recorder::Recorder;
 use crate::image::{Backend, Overlay, OverlayError, Write};
 use crate::sandbox::observer::Observer;
 use zerocopy::IntoBytes;
@@ -42,9 +46,14 @@ pub struct Step {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     tier: Tier,
+    decisions: Decisions,
+    guard: Option<Guard>,
     steps: Vec<Step>,
     digest: [u8; 32],
 }
+
+/// Bytes of an image: (offset, length).
+pub(super) type Span = (u64, u64);
 
 /// Which rule a plan broke.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -79,19 +88,116 @@ pub enum PlanError {
         /// Where.
         offset: u64,
     },
+    /// A cure that the tier does not have.
+    #[error("step {} in a plan for the leaks tier, which only frees leaks", cure.id())]
+    NotInTier {
+        /// Which.
+        cure: Cure,
+    },
+    /// The two steps of the guard are not the first and the last one, or do more than one write.
+    #[error("guard that is not raised first and lowered last, by one write each")]
+    GuardMisplaced,
+    /// The guard's two writes differ in place or length, or are not a few bytes of one sector of the image.
+    #[error(
+        "guard of {len} bytes at {offset:#x}, both of its values must be the same 1 to 8 bytes of one sector"
+    )]
+    GuardShape {
+        /// Where.
+        offset: u64,
+        /// How many bytes.
+        len: u64,
+    },
+    /// Another step writes to the guard.
+    #[error("write of {len} bytes at {offset:#x} touches the guard")]
+    GuardWritten {
+        /// Where.
+        offset: u64,
+        /// How many bytes.
+        len: u64,
+    },
+    /// Structural writes to an image that has a guard, without it.
+    #[error("structural writes without a guard, in an image that can have one")]
+    GuardMissing,
+    /// A guard where there is nothing to guard, or in an image that cannot have one.
+    #[error("guard in a plan that needs none")]
+    GuardForNothing,
+    /// The guard moved from one round to the next.
+    #[error("guard at {offset:#x}, in an earlier round it was at {earlier:#x}")]
+    GuardMoved {
+        /// Where.
+        offset: u64,
+        /// Where it was.
+        earlier: u64,
+    },
+    /// Round after round there was something left to propose.
+    #[error("proposals in each of {limit} rounds, they do not come to an end")]
+    Endless {
+        /// Most rounds.
+        limit: u32,
+    },
     /// A write that no overlay takes.
     #[error(transparent)]
     Overlay(#[from] OverlayError),
 }
 
 impl Plan {
+    /// A plan out of its parts, held against every rule that a recorded one is held against.
+    ///
+    /// # Errors
+    /// Every [`PlanError`] but those that depend on an image.
+    pub fn from_parts(
+        tier: Tier,
+        decisions: Decisions,
+        guard: Option<&Guard>,
+        steps: Vec<Step>,
+    ) -> Result<Self, PlanError> {
+        let mut recorder = Recorder::new(None);
+        if let Some(guard) = guard {
+            recorder.raise(guard);
+        }
+        for step in steps {
+            recorder.scope(step.cure, &step.scope);
+            for group in step.groups {
+                for write in group {
+                    recorder.take(write);
+                }
+                recorder.barrier();
+            }
+        }
+        if let Some(guard) = guard {
+            recorder.lower(guard);
+        }
+        recorder.finish(tier, decisions)
+    }
+
+    /// For the recorder, which has held the parts against the rules.
+    pub(super) fn sealed(tier: Tier, decisions: Decisions, guard: Option<Guard>, steps: Vec<Step>) -> Self {
+        let mut plan = Self { tier, decisions, guard, steps, digest: [0; 32] };
+        let mut hash = Sha256::new();
+        plan.encode(&mut |bytes| hash.update(bytes));
+        plan.digest = hash.finalize().into();
+        plan
+    }
+
     /// The tier that it was made for.
     #[must_use]
     pub fn tier(&self) -> Tier {
         self.tier
     }
 
-    /// The steps, in order.
+    /// What the user had decided when it was made.
+    #[must_use]
+    pub fn decisions(&self) -> Decisions {
+        self.decisions
+    }
+
+    /// What is raised before the first step and lowered after the last.
+    #[must_use]
+    pub fn guard(&self) -> Option<&Guard> {
+        self.guard.as_ref()
+    }
+
+    /// The steps, in order, without the guard's.
     #[must_use]
     pub fn steps(&self) -> &[Step] {
         &self.steps
@@ -106,37 +212,82 @@ impl Plan {
     /// True if nothing would be written.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.writes().next().is_none()
+        self.guard.is_none() && self.writes().next().is_none()
     }
 
-    /// Every write, in order.
+    /// Whether it does more than free leaks: an interruption of it can leave what no user of the image may write to.
+    #[must_use]
+    pub fn is_structural(&self) -> bool {
+        self.steps.iter().any(|step| step.cure != Cure::FreeLeaks)
+    }
+
+    /// Every write of a step, in order.
     pub fn writes(&self) -> impl Iterator<Item = &Write> {
         self.steps.iter().flat_map(|step| step.groups.iter().flatten())
     }
 
-    /// Bytes that would be written.
+    /// Bytes that the steps write.
     #[must_use]
     pub fn write_bytes(&self) -> u64 {
         self.writes().map(|write| write.bytes.len() as u64).sum()
     }
 
-    /// The plan's writes over `base`.
+    /// Where its steps write, sorted: the ranges of the undo file.
+    ///
+    /// # Errors
+    /// `WrittenTwice`.
+    pub(super) fn write_ranges(&self) -> Result<Vec<Span>, PlanError> {
+        let mut ranges: Vec<Span> = self.writes().map(|w| (w.offset, w.bytes.len() as u64)).collect();
+        ranges.sort_unstable();
+        match ranges.windows(2).find(|pair| pair[0].0 + pair[0].1 > pair[1].0) {
+            Some(twice) => Err(PlanError::WrittenTwice { offset: twice[1].0 }),
+            None => Ok(ranges),
+        }
+    }
+
+    /// As [`Plan::write_ranges`], with the guard's: what the image is told by from another one.
+    pub(super) fn touched_ranges(&self) -> Result<Vec<Span>, PlanError> {
+        let mut ranges = self.write_ranges()?;
+        ranges.extend(self.guard.as_ref().map(|guard| (guard.offset(), guard.len_bytes())));
+        ranges.sort_unstable();
+        Ok(ranges)
+    }
+
+    /// The plan's writes over `base`, the guard lowered.
     ///
     /// # Errors
     /// Those of [`Overlay::stage`]; cannot happen for a plan that was recorded over the same base.
     pub fn over(&self, base: Arc<dyn Backend>) -> Result<Overlay, OverlayError> {
-        let mut overlay = Overlay::new(base, WRITE_BYTES_MAX);
+        let mut overlay = Overlay::new(base, WRITE_BYTES_MAX.saturating_add(GUARD_BYTES_MAX as u64));
+        self.stage_into(&mut overlay)?;
+        Ok(overlay)
+    }
+
+    /// Stages the plan's writes, the guard lowered.
+    pub(super) fn stage_into(&self, overlay: &mut Overlay) -> Result<(), OverlayError> {
         for group in self.steps.iter().flat_map(|step| &step.groups) {
+            overlay.barrier();
             for write in group {
                 overlay.stage(write.clone())?;
             }
-            overlay.barrier();
         }
-        Ok(overlay)
+        if let Some(guard) = &self.guard {
+            overlay.barrier();
+            overlay.stage(Write { offset: guard.offset(), bytes: guard.lowered().into() })?;
+        }
+        Ok(())
     }
 
     /// The canonical form, piece by piece.
     pub(super) fn encode(&self, out: &mut dyn FnMut(&[u8])) {
+        if self.decisions != Decisions::default() {
+            out(RecordHead::new(RecordKind::Decisions, 0, self.decisions.0, 0).as_bytes());
+        }
+        if let Some(guard) = &self.guard {
+            out(RecordHead::new(RecordKind::Guard, 0, guard.offset(), guard.len_bytes()).as_bytes());
+            out(guard.raised());
+            out(guard.lowered());
+        }
         for step in &self.steps {
             out(RecordHead::new(RecordKind::Step, step.cure as u32, 0, step.scope.len() as u64).as_bytes());
             for &(offset, len) in &step.scope {
@@ -151,175 +302,5 @@ impl Plan {
                 out(RecordHead::new(RecordKind::Barrier, 0, 0, 0).as_bytes());
             }
         }
-    }
-}
-
-/// Records a plan as it is proposed. Progress goes on to another observer.
-pub(super) struct Recorder<'a> {
-    progress: Option<&'a mut dyn Observer>,
-    steps: Vec<Step>,
-    /// The last step's scope, sorted.
-    allowed: Vec<(u64, u64)>,
-    scopes: usize,
-    writes: usize,
-    bytes: u64,
-    error: Option<PlanError>,
-}
-
-impl<'a> Recorder<'a> {
-    pub(super) fn new(progress: Option<&'a mut dyn Observer>) -> Self {
-        Self { progress, steps: Vec::new(), allowed: Vec::new(), scopes: 0, writes: 0, bytes: 0, error: None }
-    }
-
-    /// The plan, if no rule was broken.
-    pub(super) fn finish(mut self, tier: Tier) -> Result<Plan, PlanError> {
-        if let Some(error) = self.error {
-            return Err(error);
-        }
-        for step in &mut self.steps {
-            step.groups.retain(|group| !group.is_empty());
-        }
-        self.steps.retain(|step| !step.groups.is_empty());
-        let mut plan = Plan { tier, steps: self.steps, digest: [0; 32] };
-        let mut hash = Sha256::new();
-        plan.encode(&mut |bytes| hash.update(bytes));
-        plan.digest = hash.finalize().into();
-        Ok(plan)
-    }
-
-    fn open_step(&mut self, cure: Cure, ranges: &[(u64, u64)]) -> Result<(), PlanError> {
-        self.scopes = self.scopes.saturating_add(ranges.len());
-        // Scopes of one step may come in several calls.
-        let continues =
-            self.steps.last().is_some_and(|step| step.cure == cure && step.groups.iter().all(Vec::is_empty));
-        if !continues {
-            self.steps.push(Step { cure, scope: Vec::new(), groups: vec![Vec::new()] });
-            self.allowed.clear();
-        }
-        limit("steps", self.steps.len(), STEPS_MAX)?;
-        limit("scope ranges", self.scopes, SCOPES_MAX)?;
-        if let Some(step) = self.steps.last_mut() {
-            step.scope.extend_from_slice(ranges);
-            self.allowed.clone_from(&step.scope);
-            self.allowed.sort_unstable();
-        }
-        Ok(())
-    }
-
-    fn take_write(&mut self, offset: u64, bytes: Vec<u8>) -> Result<(), PlanError> {
-        let len = bytes.len() as u64;
-        let Some(step) = self.steps.last_mut() else { return Err(PlanError::NoScope { offset, len }) };
-        if !is_within(&self.allowed, offset, len) {
-            return Err(PlanError::OutOfScope { offset, len });
-        }
-        self.writes += 1;
-        self.bytes = self.bytes.saturating_add(len);
-        limit("writes", self.writes, WRITES_MAX)?;
-        if self.bytes > WRITE_BYTES_MAX {
-            return Err(PlanError::TooMuch { what: "bytes to write", limit: WRITE_BYTES_MAX });
-        }
-        if let Some(group) = step.groups.last_mut() {
-            group.push(Write { offset, bytes: bytes.into() });
-        }
-        Ok(())
-    }
-
-    fn keep_first(&mut self, result: Result<(), PlanError>) {
-        if let Err(error) = result {
-            self.error.get_or_insert(error);
-        }
-    }
-}
-
-fn limit(what: &'static str, value: usize, limit: usize) -> Result<(), PlanError> {
-    if value > limit { Err(PlanError::TooMuch { what, limit: limit as u64 }) } else { Ok(()) }
-}
-
-/// Whether one range of `sorted` holds all of `offset .. offset + len`.
-fn is_within(sorted: &[(u64, u64)], offset: u64, len: u64) -> bool {
-    let Some(end) = offset.checked_add(len) else { return false };
-    let at = sorted.partition_point(|&(start, _)| start <= offset);
-    sorted[..at].last().is_some_and(|&(start, scope)| end <= start.saturating_add(scope))
-}
-
-impl Observer for Recorder<'_> {
-    fn progress(&mut self, phase: Phase, record: &ProgressRecord) {
-        if let Some(observer) = &mut self.progress {
-            observer.progress(phase, record);
-        }
-    }
-
-    fn scope(&mut self, cure: Cure, ranges: &[(u64, u64)]) {
-        if self.error.is_none() {
-            let result = self.open_step(cure, ranges);
-            self.keep_first(result);
-        }
-    }
-
-    fn stage(&mut self, offset: u64, bytes: Vec<u8>) {
-        if self.error.is_none() {
-            let result = self.take_write(offset, bytes);
-            self.keep_first(result);
-        }
-    }
-
-    fn barrier(&mut self) {
-        if let Some(step) = self.steps.last_mut()
-            && step.groups.last().is_some_and(|group| !group.is_empty())
-        {
-            step.groups.push(Vec::new());
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn record(act: impl FnOnce(&mut Recorder<'_>)) -> Result<Plan, PlanError> {
-        let mut recorder = Recorder::new(None);
-        act(&mut recorder);
-        recorder.finish(Tier::Leaks)
-    }
-
-    #[test]
-    fn write_outside_its_scope_or_without_one_breaks_the_plan() {
-        let outside = record(|r| {
-            r.scope(Cure::FreeLeaks, &[(100, 10), (200, 10)]);
-            r.stage(105, vec![0; 6]);
-        });
-        assert_eq!(outside.unwrap_err(), PlanError::OutOfScope { offset: 105, len: 6 });
-        let without = record(|r| r.stage(0, vec![0]));
-        assert_eq!(without.unwrap_err(), PlanError::NoScope { offset: 0, len: 1 });
-        let wraps = record(|r| {
-            r.scope(Cure::FreeLeaks, &[(0, u64::MAX)]);
-            r.stage(u64::MAX, vec![0; 2]);
-        });
-        assert!(wraps.is_err());
-    }
-
-    #[test]
-    fn same_proposals_give_the_same_digest_and_others_another() {
-        let plan = |byte| {
-            record(|r| {
-                r.scope(Cure::FreeLeaks, &[(0, 4)]);
-                r.stage(0, vec![byte; 2]);
-                r.barrier();
-                r.stage(2, vec![byte; 2]);
-            })
-            .unwrap()
-        };
-        assert_eq!(plan(1), plan(1));
-        assert_ne!(plan(1).digest(), plan(2).digest());
-        assert_eq!(plan(1).steps()[0].groups.len(), 2);
-    }
-
-    #[test]
-    fn step_without_writes_leaves_no_trace() {
-        let plan = record(|r| {
-            r.scope(Cure::FreeLeaks, &[(0, 4)]);
-            r.barrier();
-        });
-        assert!(plan.unwrap().is_empty());
     }
 }

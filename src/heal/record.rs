@@ -11,8 +11,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 pub(super) const JOURNAL_MAGIC: [u8; 8] = *b"INSTARJ\n";
 /// First bytes of an undo file.
 pub(super) const UNDO_MAGIC: [u8; 8] = *b"INSTARU\n";
-/// Version of both layouts.
+/// Version of both layouts for repairs that have neither a guard nor decisions.
 pub(super) const RECORD_VERSION: u32 = 1;
+/// Version for the others: two more kinds of record in the journal, an [`UndoGuard`] first in the undo file.
+pub(super) const GUARDED_RECORD_VERSION: u32 = 2;
 
 /// Head of a journal and of an undo file.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -20,7 +22,7 @@ pub(super) const RECORD_VERSION: u32 = 1;
 pub(super) struct FileHead {
     /// [`JOURNAL_MAGIC`] or [`UNDO_MAGIC`].
     pub magic: [u8; 8],
-    /// [`RECORD_VERSION`].
+    /// [`RECORD_VERSION`] or [`GUARDED_RECORD_VERSION`].
     pub version: U32,
     /// The plan's tier.
     pub tier: U32,
@@ -54,6 +56,10 @@ pub(super) enum RecordKind {
     Write = 2,
     /// What stands before must be durable before what comes after.
     Barrier = 3,
+    /// The guard: `len` bytes at `offset`. Its bytes raised follow, then its bytes lowered. Comes before any step.
+    Guard = 4,
+    /// What the user had decided: the bits in `offset`. Comes first.
+    Decisions = 5,
 }
 
 impl RecordKind {
@@ -62,6 +68,8 @@ impl RecordKind {
             1 => Self::Step,
             2 => Self::Write,
             3 => Self::Barrier,
+            4 => Self::Guard,
+            5 => Self::Decisions,
             _ => return None,
         })
     }
@@ -75,9 +83,9 @@ pub(super) struct RecordHead {
     pub kind: U32,
     /// Steps: the cure's number. Otherwise zero.
     pub cure: U32,
-    /// Writes: byte offset in the image. Otherwise zero.
+    /// Writes and guard: byte offset in the image. Decisions: their bits. Otherwise zero.
     pub offset: U64,
-    /// Steps: scope ranges. Writes: bytes. Otherwise zero.
+    /// Steps: scope ranges. Writes and guard: bytes. Otherwise zero.
     pub len: U64,
 }
 
@@ -107,6 +115,22 @@ pub(super) struct UndoRangeHead {
     pub len: U64,
     /// Of those, bytes that were there before; the rest lay past the end of the image.
     pub held: U64,
+}
+
+/// The guard in an undo file: its place and the three values that it can have. Bytes past `len` are zero.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(super) struct UndoGuard {
+    /// Byte offset in the image.
+    pub offset: U64,
+    /// Bytes, at most 8; zero for a repair without a guard.
+    pub len: U64,
+    /// What was there before.
+    pub before: [u8; 8],
+    /// What is there while the image is being written, forward or back.
+    pub raised: [u8; 8],
+    /// What is there after the repair.
+    pub lowered: [u8; 8],
 }
 
 /// The first half of the SHA-256 of what the repair leaves in one sector (or the part of it in the range).
@@ -140,4 +164,5 @@ impl<'a> Reader<'a> {
     }
 }
 
-const _: () = assert!(size_of::<FileHead>() == 208 && size_of::<RecordHead>() == 24);
+const _: () =
+    assert!(size_of::<FileHead>() == 208 && size_of::<RecordHead>() == 24 && size_of::<UndoGuard>() == 40);

@@ -3,18 +3,21 @@
 //! Invariant: a journal is only ever replayed into the image it was made for, while every sector that it
 //! writes is as before the repair or as after it, and only after a fresh proof: the check of the image as it
 //! was before (seen through the undo file) is compared with that of the image as it will be. That refuses a
-//! replay over an image in which somebody has used the freed clusters since.
+//! replay over an image in which somebody has used the freed clusters since. A guard is raised again before the
+//! first write, whatever state it was left in.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::error::HealError;
+use super::guard;
 use super::inspector::Inspector;
 use super::journal::{self, Binding, Journal};
 use super::site::{SideFile, Site};
 use super::state::{Context, Staged};
 use super::undo::{self, Trace, Undo};
 use super::{RepairObserver, Stage};
+use crate::image::Backend;
 
 /// What an interruption has left.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,16 +76,22 @@ pub(super) fn staged<'a>(
     };
     let undo = undo_file(site, SideFile::Undo)?;
     let image = site.image();
-    let mut context = Context { site, tier: journal.plan.tier(), inspector, observer };
+    let (tier, decisions) = (journal.plan.tier(), journal.plan.decisions());
+    let mut context = Context { site, tier, decisions, inspector, observer };
     let since = context.state()?;
     refuse_foreign(&context, &journal, &undo, &path)?;
-    let overlay = journal.plan.over(Arc::clone(&image)).map_err(|e| HealError::BadPlan(e.into()))?;
-    let before = undo.before(image).map_err(|e| HealError::BadPlan(e.into()))?;
+    let plan = journal.plan;
+    let overlay = plan.over(Arc::clone(&image)).map_err(|e| HealError::BadPlan(e.into()))?;
+    let old: Arc<dyn Backend> = Arc::new(undo.before(image).map_err(|e| HealError::BadPlan(e.into()))?);
     let before = context
-        .check(Arc::new(before), Stage::Check)
+        .check(Arc::clone(&old), Stage::Check)
         .map_err(|source| HealError::Cage { stage: "the check", source })?;
+    guard::refuse_unguarded(&plan, before.summary.version, old.as_ref())
+        .map_err(context.storage("read"))?
+        .map_err(HealError::BadPlan)?;
+    let ranges = plan.touched_ranges().map_err(HealError::BadPlan)?;
     let overlay = Arc::new(overlay);
-    Ok(Staged { context, since, before, plan: journal.plan, overlay, binding: undo.binding, recorded: true })
+    Ok(Staged { context, since, before, plan, overlay, ranges, binding: undo.binding, recorded: true })
 }
 
 /// Refuses a journal that does not belong to its undo file, or either of them if not to this image.
@@ -98,9 +107,7 @@ fn refuse_foreign(
     {
         return foreign("journal and undo file are not from the same repair");
     }
-    let mut writes: Vec<_> = journal.plan.writes().map(|w| (w.offset, w.bytes.len() as u64)).collect();
-    writes.sort_unstable();
-    if writes != undo.ranges() {
+    if !undo.is_of(&journal.plan) {
         return foreign("the undo file does not cover what the journal writes");
     }
     let image = context.site.image();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 use zerocopy::IntoBytes;
 
-use super::record::{FileHead, RECORD_VERSION, Reader};
+use super::record::{FileHead, GUARDED_RECORD_VERSION, RECORD_VERSION, Reader};
 use super::site::{Folder, SideFile};
 use crate::image::{Backend, Latch};
 
@@ -59,11 +59,10 @@ impl<'a> SideWriter<'a> {
         self.pending.clear();
     }
 
-    /// Writes the head, makes everything durable and gives the record its name. Returns the head's digest.
+    /// Writes the head, its version included, makes everything durable and gives the record its name. Returns the head's digest.
     /// After an error nothing has the name that had not had it before, except if the very last sync failed.
     pub(super) fn finish(mut self, mut head: FileHead) -> io::Result<[u8; 32]> {
         self.flush();
-        head.version = RECORD_VERSION.into();
         head.body_len = (self.written - size_of::<FileHead>() as u64).into();
         head.body_digest = std::mem::take(&mut self.hash).finalize().into();
         head.head_digest = digest_of(&head);
@@ -133,8 +132,9 @@ pub(super) fn read_record(
     if head.magic != magic {
         return Err(RecordError::damaged(what, "its first bytes are not those of such a file"));
     }
-    if head.version.get() != RECORD_VERSION {
-        let why = format!("version {}, known is {RECORD_VERSION}", head.version.get());
+    if !(RECORD_VERSION..=GUARDED_RECORD_VERSION).contains(&head.version.get()) {
+        let why =
+            format!("version {}, known are {RECORD_VERSION} to {GUARDED_RECORD_VERSION}", head.version.get());
         return Err(RecordError::damaged(what, why));
     }
     if head.head_digest != digest_of(&head) {

@@ -16,17 +16,22 @@ use super::ending::Ending;
 use super::error::HealError;
 use super::inspector::{Inspection, Inspector, Tally};
 use super::journal::Binding;
-use super::plan::{Plan, PlanError, Recorder};
+use super::plan::{Plan, Span};
+use super::recorder::Recorder;
 use super::site::{SideFile, Site};
 use super::undo::Undo;
-use super::verify::{self, Attestation, Doubt, Proof};
-use super::{PlanFacts, RepairObserver, RepairReport, Stage, fingerprint, land, policy, quarantine};
-use crate::image::{Backend, FileState, Latch, Overlay};
+use super::verify::{self, Asked, Attestation, Doubt, Proof};
+use super::{
+    BoundPlan, PlanFacts, RepairObserver, RepairReport, Stage, fingerprint, guard, land, policy, quarantine,
+    rounds,
+};
+use crate::image::{Backend, FileState, Latch, Overlay, Write};
 
 /// What every state needs.
 pub(super) struct Context<'a> {
     pub site: &'a dyn Site,
     pub tier: Tier,
+    pub decisions: Decisions,
     pub inspector: &'a mut dyn Inspector,
     pub observer: &'a mut dyn RepairObserver,
 }
@@ -48,6 +53,23 @@ impl Context<'_> {
         let mut tally = Tally::new(self.observer, self.tier);
         let ran = self.inspector.check(image, &mut tally)?;
         Ok(tally.finish(ran))
+    }
+
+    /// What a planner in a fresh cage proposes for `image`; `None` if it could not look at all of it.
+    pub(super) fn propose(&mut self, image: Arc<dyn Backend>) -> Result<Option<Plan>, HealError> {
+        let mut recorder = Recorder::new(Some(self.observer));
+        let ran = self
+            .inspector
+            .plan(image, self.tier, self.decisions, &mut recorder)
+            .map_err(|source| HealError::Cage { stage: "the plan", source })?;
+        if Outcome::from_u32(ran.summary.outcome) != Some(Outcome::Complete) {
+            return Ok(None);
+        }
+        recorder.finish(self.tier, self.decisions).map(Some).map_err(HealError::BadPlan)
+    }
+
+    fn asked(&self) -> Asked {
+        Asked { tier: self.tier, decisions: self.decisions }
     }
 
     pub(super) fn storage(&self, action: &'static str) -> impl FnOnce(std::io::Error) -> HealError {
@@ -90,6 +112,8 @@ pub struct Staged<'a> {
     pub(super) before: Inspection,
     pub(super) plan: Plan,
     pub(super) overlay: Arc<Overlay>,
+    /// Every range that is written, the guard's among them, sorted.
+    pub(super) ranges: Vec<Span>,
     pub(super) binding: Binding,
     /// Undo file and journal are there already: an interrupted landing is being finished.
     pub(super) recorded: bool,
@@ -115,41 +139,41 @@ pub struct Landed<'a> {
 #[derive(Debug)]
 pub struct Healed<'a> {
     staged: Staged<'a>,
+    live: Latch,
     after: Inspection,
     attestation: Attestation,
 }
 
 /// All of it.
-pub(super) fn walk(
-    site: &dyn Site,
-    tier: Tier,
-    preview: bool,
-    inspector: &mut dyn Inspector,
-    observer: &mut dyn RepairObserver,
-) -> Result<RepairReport, HealError> {
-    let checked = Unverified::new(site, tier, inspector, observer).check()?;
-    let planned = match checked.plan()? {
-        ControlFlow::Continue(planned) => planned,
-        ControlFlow::Break(report) => return Ok(*report),
-    };
-    let proven = planned.stage()?.prove()?;
-    if preview {
-        return Ok(proven.into_preview());
+pub(super) fn walk(unverified: Unverified<'_>, preview: bool) -> Result<RepairReport, HealError> {
+    match unverified.check()?.plan()? {
+        ControlFlow::Continue(planned) => planned.stage()?.carry_out(preview),
+        ControlFlow::Break(report) => Ok(*report),
     }
-    let healed = proven.land()?.attest()?;
-    let ending = if healed.after.total() == 0 { Ending::Repaired } else { Ending::RepairedPartly };
-    healed.finish(ending)
+}
+
+/// All of it, with a plan that was made before.
+pub(super) fn walk_with(
+    unverified: Unverified<'_>,
+    bound: BoundPlan,
+    preview: bool,
+) -> Result<RepairReport, HealError> {
+    match unverified.check()?.adopt(bound.plan)? {
+        ControlFlow::Continue(planned) => planned.stage_for(bound.binding)?.carry_out(preview),
+        ControlFlow::Break(report) => Ok(*report),
+    }
 }
 
 impl<'a> Unverified<'a> {
-    /// The image at `site`, to be repaired at `tier`.
+    /// The image at `site`, to be repaired at `tier` with what the user has decided.
     pub fn new(
         site: &'a dyn Site,
         tier: Tier,
+        decisions: Decisions,
         inspector: &'a mut dyn Inspector,
         observer: &'a mut dyn RepairObserver,
     ) -> Self {
-        Self { context: Context { site, tier, inspector, observer } }
+        Self { context: Context { site, tier, decisions, inspector, observer } }
     }
 
     /// Has a cage look at it.
@@ -168,30 +192,48 @@ impl<'a> Unverified<'a> {
 }
 
 impl<'a> Checked<'a> {
-    /// Has another cage propose writes, where policy allows any; breaks off with a report where not.
+    /// Has other cages propose writes, where policy allows any; breaks off with a report where not, and where
+    /// everything is withheld.
     ///
     /// # Errors
-    /// `Cage`; `BadPlan`, also for a plan that cures nothing although there is something to cure.
-    pub fn plan(self) -> Result<ControlFlow<Box<RepairReport>, Planned<'a>>, HealError> {
-        let tier = self.context.tier;
-        if let Some(ending) = policy::reason_to_stop(&self.before, tier) {
-            return Ok(ControlFlow::Break(Box::new(self.report(ending))));
+    /// `Cage`; `Storage`; `BadPlan`; `Quarantined` for a plan that frees nothing although there are leaks to free.
+    pub fn plan(mut self) -> Result<ControlFlow<Box<RepairReport>, Planned<'a>>, HealError> {
+        if let Some(ending) = self.reason_to_stop() {
+            return Ok(self.stop(ending));
         }
         self.context.observer.stage_begins(Stage::Plan);
-        let mut recorder = Recorder::new(Some(self.context.observer));
-        let ran = self
-            .context
-            .inspector
-            .plan(self.context.site.image(), tier, Decisions::default(), &mut recorder)
-            .map_err(|source| HealError::Cage { stage: "the plan", source })?;
-        if Outcome::from_u32(ran.summary.outcome) != Some(Outcome::Complete) {
-            return Ok(ControlFlow::Break(Box::new(self.report(Ending::IncompleteWalk))));
+        let Some(plan) = rounds::plan(&mut self.context)? else {
+            return Ok(self.stop(Ending::IncompleteWalk));
+        };
+        if plan.is_empty() {
+            return match policy::withheld(&self.before, self.context.tier) {
+                Some(ending) => Ok(self.stop(ending)),
+                None => Err(HealError::Quarantined(Doubt::NotBetter)),
+            };
         }
-        let plan = recorder.finish(tier).map_err(HealError::BadPlan)?;
+        Ok(ControlFlow::Continue(Planned { checked: self, plan }))
+    }
+
+    /// Takes a plan that was made before, where policy allows any.
+    ///
+    /// # Errors
+    /// `Quarantined` for a plan that writes nothing.
+    pub fn adopt(self, plan: Plan) -> Result<ControlFlow<Box<RepairReport>, Planned<'a>>, HealError> {
+        if let Some(ending) = self.reason_to_stop() {
+            return Ok(self.stop(ending));
+        }
         if plan.is_empty() {
             return Err(HealError::Quarantined(Doubt::NotBetter));
         }
         Ok(ControlFlow::Continue(Planned { checked: self, plan }))
+    }
+
+    fn reason_to_stop(&self) -> Option<Ending> {
+        policy::reason_to_stop(&self.before, self.context.tier, self.context.decisions)
+    }
+
+    fn stop(self, ending: Ending) -> ControlFlow<Box<RepairReport>, Planned<'a>> {
+        ControlFlow::Break(Box::new(self.report(ending)))
     }
 
     fn report(self, ending: Ending) -> RepairReport {
@@ -204,6 +246,7 @@ impl<'a> Checked<'a> {
             attested: None,
             undo_file: None,
             preview: None,
+            bound: None,
             resumed: false,
         }
     }
@@ -219,19 +262,37 @@ impl<'a> Planned<'a> {
     /// Puts the plan's writes over the image.
     ///
     /// # Errors
-    /// `BadPlan` if writes overlap; `Storage`.
+    /// `BadPlan` if writes overlap, or if there is no guard where there must be one; `Storage`.
     pub fn stage(self) -> Result<Staged<'a>, HealError> {
         let Self { checked: Checked { context, since, before }, plan } = self;
         let image = context.site.image();
+        let ranges = plan.touched_ranges().map_err(HealError::BadPlan)?;
+        guard::refuse_unguarded(&plan, before.summary.version, image.as_ref())
+            .map_err(context.storage("read"))?
+            .map_err(HealError::BadPlan)?;
         let overlay = plan.over(Arc::clone(&image)).map_err(|e| HealError::BadPlan(e.into()))?;
-        let ranges = overlay.write_ranges();
-        if let Some(twice) = ranges.windows(2).find(|pair| pair[0].0 + pair[0].1 > pair[1].0) {
-            return Err(HealError::BadPlan(PlanError::WrittenTwice { offset: twice[1].0 }));
-        }
         let fingerprint = fingerprint::of(image.as_ref(), &ranges).map_err(context.storage("read"))?;
         let binding = Binding { fingerprint, len_before: image.len(), len_after: overlay.len() };
         let overlay = Arc::new(overlay);
-        Ok(Staged { context, since, before, plan, overlay, binding, recorded: false })
+        Ok(Staged { context, since, before, plan, overlay, ranges, binding, recorded: false })
+    }
+
+    /// As [`Planned::stage`], for a plan that was made for the image that `binding` tells of.
+    ///
+    /// # Errors
+    /// `PlanForeign` if that is another image, or this one in another state; as [`Planned::stage`].
+    pub fn stage_for(self, binding: Binding) -> Result<Staged<'a>, HealError> {
+        let path = self.checked.context.site.path().to_path_buf();
+        let foreign = |what| HealError::PlanForeign { path, what };
+        let len = self.checked.context.site.image().len();
+        if len != binding.len_before {
+            return Err(foreign(format!("{len} bytes long, the plan is for {}", binding.len_before)));
+        }
+        let staged = self.stage()?;
+        if staged.binding != binding {
+            return Err(foreign("its bytes are not those that the plan was made for".to_owned()));
+        }
+        Ok(staged)
     }
 }
 
@@ -246,8 +307,20 @@ impl<'a> Staged<'a> {
             .context
             .check(copy, Stage::Prove)
             .map_err(|source| HealError::Cage { stage: "the proof", source })?;
-        let proof = verify::prove(&self.before, &after, self.context.tier).map_err(HealError::Quarantined)?;
+        let proof =
+            verify::prove(&self.before, &after, self.context.asked()).map_err(HealError::Quarantined)?;
         Ok(Proven { staged: self, proof, after })
+    }
+
+    /// The rest of the way, or up to the proof.
+    fn carry_out(self, preview: bool) -> Result<RepairReport, HealError> {
+        let proven = self.prove()?;
+        if preview {
+            return Ok(proven.into_preview());
+        }
+        let healed = proven.land()?.attest()?;
+        let ending = if healed.after.total() == 0 { Ending::Repaired } else { Ending::RepairedPartly };
+        healed.finish(ending)
     }
 
     fn facts(&self) -> PlanFacts {
@@ -280,6 +353,7 @@ impl<'a> Proven<'a> {
             attested: None,
             undo_file: None,
             preview: Some(self.staged.overlay),
+            bound: Some(BoundPlan { plan: self.staged.plan, binding: self.staged.binding }),
             resumed: false,
         }
     }
@@ -307,25 +381,35 @@ impl<'a> Landed<'a> {
             action: "open again",
             source: std::io::Error::other(source),
         })?;
-        let after = self.staged.context.check(image, Stage::Recheck).map_err(HealError::Unattested)?;
+        let shown = self.with_guard_lowered(image)?;
+        let after = self.staged.context.check(shown, Stage::Recheck).map_err(HealError::Unattested)?;
         let Self { staged, live, undo } = self;
-        match verify::attest(&staged.before, &after, staged.context.tier, staged.plan.digest()) {
-            Ok(attestation) => Ok(Healed { staged, after, attestation }),
+        match verify::attest(&staged.before, &after, staged.context.asked(), staged.plan.digest()) {
+            Ok(attestation) => Ok(Healed { staged, live, after, attestation }),
             Err(doubt) => Err(quarantine::roll_back(staged.context.site, &live, &undo, doubt)),
         }
+    }
+
+    /// The live image as it will be once the guard is lowered.
+    fn with_guard_lowered(&self, image: Arc<dyn Backend>) -> Result<Arc<dyn Backend>, HealError> {
+        let Some(guard) = self.staged.plan.guard() else { return Ok(image) };
+        let mut view = Overlay::new(image, guard.len_bytes());
+        view.stage(Write { offset: guard.offset(), bytes: guard.lowered().into() })
+            .map_err(|error| HealError::BadPlan(error.into()))?;
+        Ok(Arc::new(view))
     }
 }
 
 impl Healed<'_> {
-    /// Removes the journal.
+    /// Lowers the guard and removes the journal.
     ///
     /// # Errors
     /// `Interrupted`: the repair is done, but the journal is still there.
     pub fn finish(self, ending: Ending) -> Result<RepairReport, HealError> {
-        let Self { staged, after, attestation } = self;
+        let Self { staged, live, after, attestation } = self;
         let plan = Some(staged.facts());
         let site = staged.context.site;
-        let attested = land::remove_journal(site, attestation)?;
+        let attested = land::close(site, &live, staged.plan.guard(), attestation)?;
         let undo_file: PathBuf = site.folder().path_of(SideFile::Undo);
         Ok(RepairReport {
             ending,
@@ -336,6 +420,7 @@ impl Healed<'_> {
             attested: Some(attested),
             undo_file: Some(undo_file),
             preview: None,
+            bound: None,
             resumed: false,
         })
     }

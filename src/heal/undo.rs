@@ -3,8 +3,8 @@
 //! Invariant: it is durable before the journal is written, so no image byte ever changes whose old value is
 //! not in it. Each range is one write of the plan, and no two overlap. The marks, one for each sector of each
 //! range, tell whether the image is still in a state that the repair (or an interruption of it, or of going back)
-//! can have left: only then may anything be written from a record. It deliberately holds
-//! no new bytes: going forward needs the journal.
+//! can have left: only then may anything be written from a record. It deliberately holds no new bytes, except for
+//! the guard's: going forward needs the journal, but going back too must keep others from writing meanwhile.
 
 use std::io;
 use std::sync::Arc;
@@ -14,9 +14,12 @@ use sha2::{Digest, Sha256};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::fingerprint;
-use super::journal::Binding;
-use super::plan::Plan;
-use super::record::{FileHead, Reader, SectorMark, UNDO_MAGIC, UndoRangeHead};
+use super::guard::{GUARD_BYTES_MAX, Guard};
+use super::journal::{Binding, record_version};
+use super::plan::{Plan, Span};
+use super::record::{
+    FileHead, GUARDED_RECORD_VERSION, Reader, SectorMark, UNDO_MAGIC, UndoGuard, UndoRangeHead,
+};
 use super::side::{RecordError, SIDE_BYTES_MAX, SideWriter, read_record};
 use super::site::{Folder, SideFile};
 use crate::image::{Backend, Overlay, OverlayError, Write};
@@ -40,7 +43,15 @@ struct UndoRange {
 pub(super) struct Undo {
     pub binding: Binding,
     pub digest: [u8; 32],
+    guard: Option<UndoneGuard>,
     ranges: Vec<UndoRange>,
+}
+
+/// A guard, and what was there before.
+#[derive(Debug)]
+struct UndoneGuard {
+    guard: Guard,
+    before: Vec<u8>,
 }
 
 /// In what state the written sectors of an image are.
@@ -56,8 +67,8 @@ pub(super) enum Trace {
 }
 
 /// Bytes that the undo file takes, rounded up.
-pub(super) fn size_estimate(overlay: &Overlay) -> u64 {
-    overlay.write_ranges().iter().fold(4096, |sum: u64, &(_, len)| {
+pub(super) fn size_estimate(ranges: &[Span]) -> u64 {
+    ranges.iter().fold(4096, |sum: u64, &(_, len)| {
         let marks = (len / SECTOR_BYTES + 2) * size_of::<SectorMark>() as u64;
         sum.saturating_add(len).saturating_add(marks).saturating_add(size_of::<UndoRangeHead>() as u64)
     })
@@ -70,8 +81,12 @@ pub(super) fn write(
     overlay: &Overlay,
     binding: Binding,
 ) -> io::Result<[u8; 32]> {
+    let ranges = plan.write_ranges().map_err(io::Error::other)?;
     let mut writer = SideWriter::create(folder, SideFile::Undo)?;
-    let ranges = overlay.write_ranges();
+    let version = record_version(plan);
+    if version == GUARDED_RECORD_VERSION {
+        writer.append(guard_record(plan.guard(), overlay.base().as_ref())?.as_bytes());
+    }
     for &(offset, len) in &ranges {
         let held = binding.len_before.saturating_sub(offset).min(len);
         writer.append(UndoRangeHead { offset: offset.into(), len: len.into(), held: held.into() }.as_bytes());
@@ -82,6 +97,7 @@ pub(super) fn write(
     }
     let mut head = FileHead::new_zeroed();
     head.magic = UNDO_MAGIC;
+    head.version = version.into();
     head.tier = (plan.tier() as u32).into();
     head.len_before = binding.len_before.into();
     head.len_after = binding.len_after.into();
@@ -100,6 +116,12 @@ pub(super) fn read_file(folder: &dyn Folder, name: SideFile) -> Result<Option<Un
         return Err(RecordError::damaged(WHAT, why));
     }
     let mut reader = Reader::new(&body);
+    let guard = if head.version.get() == GUARDED_RECORD_VERSION {
+        read_guard(&mut reader, len_before)
+            .ok_or_else(|| RecordError::damaged(WHAT, "its guard is not within the image"))?
+    } else {
+        None
+    };
     let mut ranges: Vec<UndoRange> = Vec::new();
     while !reader.is_at_end() {
         let from = ranges.last().map_or(0, |range| range.offset.saturating_add(range.len));
@@ -111,8 +133,40 @@ pub(super) fn read_file(folder: &dyn Folder, name: SideFile) -> Result<Option<Un
         let why = format!("{} ranges, its head says {}", ranges.len(), head.items.get());
         return Err(RecordError::damaged(WHAT, why));
     }
+    if ranges.iter().any(|range| guard.as_ref().is_some_and(|g| g.guard.touches(range.offset, range.len))) {
+        return Err(RecordError::damaged(WHAT, "a range touches the guard"));
+    }
     let binding = Binding { fingerprint: head.fingerprint, len_before, len_after };
-    Ok(Some(Undo { binding, digest: head.head_digest, ranges }))
+    Ok(Some(Undo { binding, digest: head.head_digest, guard, ranges }))
+}
+
+/// The record of a guard, with what stands there in `before`.
+fn guard_record(guard: Option<&Guard>, before: &dyn Backend) -> io::Result<UndoGuard> {
+    let mut record = UndoGuard::new_zeroed();
+    if let Some(guard) = guard {
+        let len = guard.raised().len();
+        record.offset = guard.offset().into();
+        record.len = guard.len_bytes().into();
+        before.read_at(&mut record.before[..len], guard.offset())?;
+        record.raised[..len].copy_from_slice(guard.raised());
+        record.lowered[..len].copy_from_slice(guard.lowered());
+    }
+    Ok(record)
+}
+
+/// The guard at the start of an undo file's body, the inner `None` if the repair had none.
+#[expect(clippy::option_option, reason = "a broken record is not one that says there is no guard")]
+fn read_guard(reader: &mut Reader<'_>, len_before: u64) -> Option<Option<UndoneGuard>> {
+    let record: UndoGuard = reader.take()?;
+    let (offset, len) = (record.offset.get(), usize::try_from(record.len.get()).ok()?);
+    if len == 0 {
+        return Some(None);
+    }
+    if len > GUARD_BYTES_MAX || offset.checked_add(record.len.get()).is_none_or(|end| end > len_before) {
+        return None;
+    }
+    let guard = Guard::new(offset, record.raised[..len].to_vec(), record.lowered[..len].to_vec()).ok()?;
+    Some(Some(UndoneGuard { guard, before: record.before[..len].to_vec() }))
 }
 
 fn read_range(reader: &mut Reader<'_>, from: u64, len_before: u64, len_after: u64) -> Option<UndoRange> {
@@ -132,9 +186,19 @@ fn read_range(reader: &mut Reader<'_>, from: u64, len_before: u64, len_after: u6
 }
 
 impl Undo {
-    /// The ranges that the repair writes, as (offset, len).
-    pub(super) fn ranges(&self) -> Vec<(u64, u64)> {
-        self.ranges.iter().map(|range| (range.offset, range.len)).collect()
+    /// The ranges that the repair writes, the guard's among them, sorted.
+    pub(super) fn touched_ranges(&self) -> Vec<Span> {
+        let guard = self.guard.iter().map(|undone| (undone.guard.offset(), undone.guard.len_bytes()));
+        let ranges = self.ranges.iter().map(|range| (range.offset, range.len));
+        let mut touched: Vec<Span> = ranges.chain(guard).collect();
+        touched.sort_unstable();
+        touched
+    }
+
+    /// Whether it is the undo file of a landing of `plan`, going by what that writes where.
+    pub(super) fn is_of(&self, plan: &Plan) -> bool {
+        plan.guard() == self.guard.as_ref().map(|undone| &undone.guard)
+            && plan.touched_ranges().is_ok_and(|ranges| ranges == self.touched_ranges())
     }
 
     /// The image as it was before the repair, seen through the undo file.
@@ -142,6 +206,9 @@ impl Undo {
         let mut view = Overlay::with_len(image, self.binding.len_before, SIDE_BYTES_MAX);
         for range in self.ranges.iter().filter(|range| !range.held.is_empty()) {
             view.stage(Write { offset: range.offset, bytes: Arc::clone(&range.held) })?;
+        }
+        if let Some(UndoneGuard { guard, before }) = &self.guard {
+            view.stage(Write { offset: guard.offset(), bytes: before.as_slice().into() })?;
         }
         Ok(view)
     }
@@ -151,6 +218,12 @@ impl Undo {
         let Binding { len_before, len_after, .. } = self.binding;
         if !(len_before..=len_after).contains(&image.len()) {
             return Ok(Trace::Foreign { offset: image.len() });
+        }
+        if let Some(UndoneGuard { guard, before }) = &self.guard {
+            let now = read_padded(image, guard.offset(), guard.len_bytes())?;
+            if ![before.as_slice(), guard.raised(), guard.lowered()].contains(&now.as_slice()) {
+                return Ok(Trace::Foreign { offset: guard.offset() });
+            }
         }
         for range in &self.ranges {
             for ((at, part), expected) in sectors(range.offset, range.len).zip(&range.marks) {
@@ -172,18 +245,27 @@ impl Undo {
     /// Whether the image, seen as it was before the repair, has the fingerprint that was taken then.
     pub(super) fn fits(&self, image: Arc<dyn Backend>) -> io::Result<bool> {
         let view = self.before(image).map_err(io::Error::other)?;
-        Ok(fingerprint::of(&view, &self.ranges())? == self.binding.fingerprint)
+        Ok(fingerprint::of(&view, &self.touched_ranges())? == self.binding.fingerprint)
     }
 
-    /// Puts every byte and the length back; durable when this returns.
+    /// Puts every byte and the length back, the guard raised meanwhile; durable when this returns.
     pub(super) fn put_back(&self, image: &dyn Backend) -> io::Result<()> {
+        if let Some(UndoneGuard { guard, .. }) = &self.guard {
+            image.write_at(guard.raised(), guard.offset())?;
+            image.sync()?;
+        }
         for range in self.ranges.iter().filter(|range| !range.held.is_empty()) {
             image.write_at(&range.held, range.offset)?;
         }
         if image.len() != self.binding.len_before {
             image.set_len(self.binding.len_before)?;
         }
-        image.sync()
+        image.sync()?;
+        if let Some(UndoneGuard { guard, before }) = &self.guard {
+            image.write_at(before, guard.offset())?;
+            image.sync()?;
+        }
+        Ok(())
     }
 }
 

@@ -1,12 +1,14 @@
 //! The verifier: the only maker of attestations.
 //!
 //! An [`Attestation`] says that a fresh check of an image (or of a copy with a plan's writes in place) found
-//! nothing that the tier promised to cure, and nothing that was not there before. Invariant: it cannot be made
-//! or copied outside of this file, and it is used up by what it allows: a [`Proof`] of the copy by the landing,
-//! an [`Attestation`] of the live image by the removal of the journal.
+//! what the tier asks for: for `leaks` nothing that it promised to cure and nothing that was not there before; for
+//! `all` strictly less to cure, and nothing at a place where none of its kind was ([`judge_all`]). Invariant: it
+//! cannot be made or copied outside of this file, and it is used up by what it allows: a [`Proof`] of the copy by
+//! the landing, an [`Attestation`] of the live image by the lowering of the guard and the removal of the journal.
 
 use std::fmt;
 
+use instar_abi::choice::{Decision, Decisions};
 use instar_abi::finding::NONE;
 use instar_abi::problem::{Problem, Tier};
 use instar_abi::summary::{Outcome, Summary};
@@ -32,6 +34,22 @@ pub enum Doubt {
         /// Where in the file, [`NONE`] if nowhere.
         host_offset: u64,
     },
+    /// A trace that the user has not decided about is gone.
+    Gone {
+        /// What.
+        problem: Problem,
+        /// Where in the file, [`NONE`] if nowhere.
+        host_offset: u64,
+    },
+    /// More guest clusters are gone than there were entries that lead nowhere.
+    DataLost {
+        /// Allocated before.
+        before: u64,
+        /// Allocated now.
+        after: u64,
+        /// Most that may be gone.
+        allowed: u64,
+    },
     /// The disk is not the same one: this fact has changed.
     Fact {
         /// Which.
@@ -56,6 +74,13 @@ impl fmt::Display for Doubt {
             Self::New { problem, host_offset } => {
                 write!(f, "new finding {} at {host_offset:#x}", problem.row().id)
             }
+            Self::Gone { problem, host_offset } => {
+                write!(f, "{} at {host_offset:#x} would be gone without a decision", problem.row().id)
+            }
+            Self::DataLost { before, after, allowed } => write!(
+                f,
+                "of {before} allocated guest clusters {after} would be left, at most {allowed} may go"
+            ),
             Self::Fact { name, before, after } => write!(f, "{name} was {before} and would be {after}"),
             Self::TooMany => f.write_str("there are too many findings to compare them"),
             Self::NotBetter => f.write_str("nothing got better"),
@@ -100,26 +125,52 @@ impl Attestation {
     }
 }
 
-/// Judges a copy with a plan's writes in place by two checks.
-pub(super) fn prove(before: &Inspection, after: &Inspection, tier: Tier) -> Result<Proof, Doubt> {
-    Ok(Proof { cured: compare(before, after, tier)? })
+/// What was asked for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked {
+    pub tier: Tier,
+    pub decisions: Decisions,
 }
 
-/// Judges the live image after landing by two checks.
+/// Judges a copy with a plan's writes in place by two checks.
+pub(super) fn prove(before: &Inspection, after: &Inspection, asked: Asked) -> Result<Proof, Doubt> {
+    Ok(Proof { cured: compare(before, after, asked)? })
+}
+
+/// Judges the live image after landing, its guard shown lowered, by two checks.
 pub(super) fn attest(
     before: &Inspection,
     after: &Inspection,
-    tier: Tier,
+    asked: Asked,
     plan_digest: [u8; 32],
 ) -> Result<Attestation, Doubt> {
-    Ok(Attestation { cured: compare(before, after, tier)?, plan_digest })
+    Ok(Attestation { cured: compare(before, after, asked)?, plan_digest })
 }
 
 /// How many items are cured, if nothing speaks against the result.
-fn compare(before: &Inspection, after: &Inspection, tier: Tier) -> Result<u64, Doubt> {
+fn compare(before: &Inspection, after: &Inspection, asked: Asked) -> Result<u64, Doubt> {
     if after.outcome() != Outcome::Complete {
         return Err(Doubt::NotComplete);
     }
+    let cured = match asked.tier {
+        Tier::Leaks => judge_leaks(before, after)?,
+        Tier::All => judge_all(before, after, asked.decisions)?,
+    };
+    for (name, fact) in facts(asked) {
+        let (before, after) = (fact(&before.summary), fact(&after.summary));
+        if before != after {
+            return Err(Doubt::Fact { name, before, after });
+        }
+    }
+    match cured {
+        0 => Err(Doubt::NotBetter),
+        cured => Ok(cured),
+    }
+}
+
+/// The `leaks` tier: all of what it promised is cured, and every other finding stood there before as it stands.
+fn judge_leaks(before: &Inspection, after: &Inspection) -> Result<u64, Doubt> {
+    let tier = Tier::Leaks;
     if let Some((&problem, &count)) =
         after.counts.iter().find(|(p, n)| before.is_promised(**p, tier) && **n > 0)
     {
@@ -128,40 +179,67 @@ fn compare(before: &Inspection, after: &Inspection, tier: Tier) -> Result<u64, D
     if after.overflowed || before.overflowed {
         return Err(Doubt::TooMany);
     }
-    if let Some((problem, finding)) = after.new_since(before) {
-        return Err(Doubt::New { problem, host_offset: finding.host_offset });
+    match after.new_since(before) {
+        Some((problem, finding)) => Err(Doubt::New { problem, host_offset: finding.host_offset }),
+        None => Ok(before.curable(tier)),
     }
-    for (name, fact) in facts(tier) {
-        let (before, after) = (fact(&before.summary), fact(&after.summary));
-        if before != after {
-            return Err(Doubt::Fact { name, before, after });
+}
+
+/// The `all` tier: there is strictly less to cure, nothing at a place where none of its kind was, no trace gone that
+/// the user has not decided about, and no guest cluster but those that entries without a cluster stood for.
+fn judge_all(before: &Inspection, after: &Inspection, decisions: Decisions) -> Result<u64, Doubt> {
+    if after.overflowed || before.overflowed {
+        return Err(Doubt::TooMany);
+    }
+    if let Some((problem, host_offset)) = after.places.new_since(&before.places) {
+        return Err(Doubt::New { problem, host_offset });
+    }
+    for problem in undecided_orphans(decisions) {
+        const ORPHANS: &[Problem] = &[Problem::OrphanData, Problem::OrphanTable];
+        if let Some(host_offset) = before.places.gone_since(&after.places, problem, ORPHANS) {
+            return Err(Doubt::Gone { problem, host_offset });
         }
     }
-    match before.curable(tier) {
-        0 => Err(Doubt::NotBetter),
-        cured => Ok(cured),
+    let gone = |problem, count: u64| count.saturating_sub(after.counts.get(&problem).copied().unwrap_or(0));
+    let allowed = before.dropping().fold(0_u64, |sum, (p, n)| sum.saturating_add(gone(p, n)));
+    let allocated = |of: &Inspection| of.summary.allocated_clusters;
+    if allocated(before).saturating_sub(allocated(after)) > allowed {
+        return Err(Doubt::DataLost { before: allocated(before), after: allocated(after), allowed });
     }
+    let left = |of: &Inspection| of.mendable(Tier::All, decisions);
+    Ok(left(before).saturating_sub(left(after)))
+}
+
+/// The kinds of orphan that must still be told of after a repair with these decisions.
+fn undecided_orphans(decisions: Decisions) -> impl Iterator<Item = Problem> {
+    // Who decides about tables decides about the clusters that only they lead to.
+    let tables = decisions.has(Decision::FreeOrphanTables) || decisions.has(Decision::AttachOrphanTables);
+    let data = tables || decisions.has(Decision::FreeOrphanData);
+    let kinds = [(Problem::OrphanTable, tables), (Problem::OrphanData, data)];
+    kinds.into_iter().filter(|(_, is_decided)| !is_decided).map(|(problem, _)| problem)
 }
 
 type Fact = (&'static str, fn(&Summary) -> u64);
 
-/// What a cure of this tier never changes.
-fn facts(tier: Tier) -> impl Iterator<Item = Fact> {
+/// What a cure of this tier never changes, unless the user has decided that it may.
+fn facts(asked: Asked) -> impl Iterator<Item = Fact> {
     const ALWAYS: &[Fact] = &[
         ("version", |s| u64::from(s.version)),
         ("cluster bits", |s| u64::from(s.cluster_bits)),
         ("virtual size", |s| s.virtual_size),
-        ("snapshots", |s| u64::from(s.snapshots)),
     ];
+    const SNAPSHOTS: Fact = ("snapshots", |s| u64::from(s.snapshots));
+    const BITMAPS: Fact = ("bitmaps", |s| u64::from(s.bitmaps));
     const LEAKS: &[Fact] = &[
         ("refcount width", |s| u64::from(s.refcount_bits)),
         ("feature bits", |s| s.features),
-        ("bitmaps", |s| u64::from(s.bitmaps)),
         ("total clusters", |s| s.total_clusters),
         ("allocated clusters", |s| s.allocated_clusters),
         ("fragmented clusters", |s| s.fragmented_clusters),
         ("compressed clusters", |s| s.compressed_clusters),
     ];
-    let leaks = if tier == Tier::Leaks { LEAKS } else { &[] };
-    ALWAYS.iter().chain(leaks).copied()
+    let unless = |decision, fact| (!asked.decisions.has(decision)).then_some(fact);
+    let kept = [unless(Decision::DropSnapshots, SNAPSHOTS), unless(Decision::DropBitmaps, BITMAPS)];
+    let leaks = if asked.tier == Tier::Leaks { LEAKS } else { &[] };
+    ALWAYS.iter().chain(leaks).copied().chain(kept.into_iter().flatten())
 }

@@ -1,8 +1,9 @@
 //! Staged writes over an untouched backend.
 //!
-//! An overlay shows its base with the staged writes in place, and keeps them in the order and the groups in
-//! which they were staged. Invariant: nothing is ever written to the base, and what one group holds does not
-//! overlap, so that the writes of a group may reach a disk in any order. The bytes held are bounded.
+//! An overlay shows its base with the staged writes in place, a later one over an earlier one. Invariant: nothing
+//! is ever written to the base, and what one group holds does not overlap, so that the writes of a group may reach
+//! a disk in any order. The bytes held are bounded. It deliberately does not remember the groups: whoever writes
+//! them to a disk has the plan.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -71,13 +72,12 @@ impl Piece {
 }
 
 /// The view and the writes behind it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Overlay {
     base: Arc<dyn Backend>,
     base_len: u64,
     len: u64,
     pieces: BTreeMap<u64, Piece>,
-    groups: Vec<Vec<Write>>,
     /// Ranges of the last group: start -> end.
     group_ranges: BTreeMap<u64, u64>,
     held_bytes: u64,
@@ -94,7 +94,6 @@ impl Overlay {
             base_len: len,
             len,
             pieces: BTreeMap::new(),
-            groups: Vec::new(),
             group_ranges: BTreeMap::new(),
             held_bytes: 0,
             limit_bytes,
@@ -130,19 +129,12 @@ impl Overlay {
         self.group_ranges.insert(offset, end);
         self.cover(offset, end, &write.bytes);
         self.len = self.len.max(end);
-        match self.groups.last_mut() {
-            Some(group) => group.push(write),
-            None => self.groups.push(vec![write]),
-        }
         Ok(())
     }
 
-    /// Ends a group: what is staged from now on must not reach a disk before what was staged so far.
+    /// Ends a group: what is staged from now on may hide what was staged so far.
     pub fn barrier(&mut self) {
-        if self.groups.last().is_some_and(|group| !group.is_empty()) {
-            self.groups.push(Vec::new());
-            self.group_ranges.clear();
-        }
+        self.group_ranges.clear();
     }
 
     fn cover(&mut self, offset: u64, end: u64, bytes: &Arc<[u8]>) {
@@ -168,21 +160,7 @@ impl Overlay {
         self.pieces.insert(offset, Piece { bytes: Arc::clone(bytes), from: 0, to: bytes.len() });
     }
 
-    /// The staged writes in order; all of a group must be durable before the next one begins.
-    pub fn groups(&self) -> impl Iterator<Item = &[Write]> {
-        self.groups.iter().map(Vec::as_slice).filter(|group| !group.is_empty())
-    }
-
-    /// The range of each staged write, as (offset, len), sorted.
-    #[must_use]
-    pub fn write_ranges(&self) -> Vec<(u64, u64)> {
-        let writes = self.groups.iter().flatten();
-        let mut ranges: Vec<_> = writes.map(|write| (write.offset, write.bytes.len() as u64)).collect();
-        ranges.sort_unstable();
-        ranges
-    }
-
-    /// Bytes that the staged writes hold.
+    /// Bytes that the staged writes hold, hidden ones included.
     #[must_use]
     pub fn held_bytes(&self) -> u64 {
         self.held_bytes
@@ -314,8 +292,6 @@ mod tests {
         overlay.barrier();
         overlay.stage(write(3, b"XY")).unwrap();
         assert_eq!(all(&overlay), b"01aXYd6789");
-        assert_eq!(overlay.groups().count(), 2);
-        assert_eq!(overlay.write_ranges(), [(2, 4), (3, 2)]);
     }
 
     #[test]
