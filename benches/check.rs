@@ -1,124 +1,131 @@
 //! `make bench`: times `instar check` against `qemu-img check` on images made for it, side by side in one run.
 //!
-//! Printed are medians, their ratio, and the peak memory of the largest process of each program. The environment
-//! variables BENCH_SIZE (1T), BENCH_SHUFFLED_SIZE (100G) and BENCH_RUNS (5) change what is made and how often it
-//! is timed. Images are sparse: a terabyte takes some hundred megabytes of disk.
+//! Printed are medians, their ratio and its bound, and the peak memory of the largest process of each program. An
+//! argument picks the cases whose names contain it (`cargo bench --bench check -- "4 KiB"`). BENCH_RUNS (5) says
+//! how often a program is timed; one that takes long is timed less often. Images are sparse: one of 8 TiB takes
+//! 1.3 GB of the temporary folder.
 
+mod mapped;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
 use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use support::raw::{COPIED, OFFSET, Raw, field};
+use mapped::Mapped;
 use support::tools;
+
+/// Seconds after which a program is not timed again on the same image.
+const ENOUGH_SECONDS: f64 = 30.0;
+
+/// An image to check, and how much of QEMU's time and memory that may take.
+struct Case {
+    name: &'static str,
+    image: Mapped,
+    time_max: Option<f64>,
+    memory_max: Option<f64>,
+}
+
+const fn case(name: &'static str, cluster_bits: u32, disk_bytes: u64, is_shuffled: bool) -> Case {
+    let image = Mapped { cluster_bits, disk_bytes, is_shuffled };
+    Case { name, image, time_max: None, memory_max: None }
+}
+
+/// Every cluster of each is mapped.
+const CASES: &[Case] = &[
+    case("100 GiB of 64 KiB clusters, in order", 16, 100 << 30, false),
+    case("100 GiB of 64 KiB clusters, in random order", 16, 100 << 30, true),
+    Case { time_max: Some(1.0 / 6.0), ..case("100 GiB of 4 KiB clusters, in order", 12, 100 << 30, false) },
+    case("100 GiB of 4 KiB clusters, in random order", 12, 100 << 30, true),
+    Case {
+        time_max: Some(0.25),
+        memory_max: Some(0.5),
+        ..case("1 TiB of 64 KiB clusters, in order", 16, 1 << 40, false)
+    },
+    Case { time_max: Some(0.01), ..case("1 TiB of 64 KiB clusters, in random order", 16, 1 << 40, true) },
+    Case {
+        time_max: Some(0.25),
+        memory_max: Some(0.25),
+        ..case("8 TiB of 64 KiB clusters, in order", 16, 8 << 40, false)
+    },
+];
 
 /// One program's figures.
 struct Figures {
     seconds: f64,
     peak_kib: u64,
+    runs: usize,
 }
 
 fn main() -> io::Result<()> {
     if let Err(reason) = tools::qemu().and_then(|()| tools::program("time")) {
         return writeln!(io::stderr(), "make bench: skipped: {reason}");
     }
+    let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
     let folder = tempfile::tempdir()?;
-    let ordered = setting("BENCH_SIZE", "1T");
-    let shuffled = setting("BENCH_SHUFFLED_SIZE", "100G");
-    let image = make(folder.path(), &ordered)?;
-    compare(&format!("{ordered}, all mapped, in order"), &image)?;
-    std::fs::remove_file(&image)?;
-    let image = make(folder.path(), &shuffled)?;
-    shuffle(&image);
-    compare(&format!("{shuffled}, all mapped, in random order"), &image)
-}
-
-fn setting(name: &str, default: &str) -> String {
-    std::env::var(name).unwrap_or_else(|_| default.to_owned())
-}
-
-/// An image with every cluster mapped and no data.
-fn make(folder: &Path, size: &str) -> io::Result<PathBuf> {
-    let path = folder.join(format!("{size}.qcow2"));
-    writeln!(io::stderr(), "making {} ...", path.display())?;
-    let options = ["create", "-q", "-f", "qcow2", "-o", "preallocation=metadata"];
-    tools::must(tools::qemu_img(options).arg(&path).arg(size));
-    Ok(path)
-}
-
-/// Deals the host clusters out to the guest clusters anew.
-fn shuffle(path: &Path) {
-    let raw = Raw::open(path);
-    let table_bytes = usize::try_from(raw.cluster_bytes).expect("clusters fit memory");
-    let tables: Vec<u64> = (0..raw.get(field::L1_SIZE))
-        .map(|index| raw.number(raw.l1_entry(index), 8) & OFFSET)
-        .filter(|offset| *offset != 0)
-        .collect();
-    let mut entries: Vec<u64> = tables
-        .iter()
-        .flat_map(|offset| raw.read(*offset, table_bytes))
-        .collect::<Vec<u8>>()
-        .chunks_exact(8)
-        .map(|bytes| bytes.iter().fold(0, |entry, byte| entry << 8 | u64::from(*byte)))
-        .collect();
-    let used = entries.iter().filter(|entry| **entry & COPIED != 0).count();
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    for at in (1..used).rev() {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        let other = usize::try_from(state % (at as u64 + 1)).expect("an index");
-        entries.swap(at, other);
-    }
-    for (table, offset) in tables.iter().enumerate() {
-        let per_table = table_bytes / 8;
-        let bytes: Vec<u8> =
-            entries[table * per_table..][..per_table].iter().flat_map(|entry| entry.to_be_bytes()).collect();
-        raw.write(*offset, &bytes);
-    }
-}
-
-/// Times both programs on one image and prints a line for each.
-fn compare(what: &str, image: &Path) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    writeln!(out, "{what}")?;
-    let qemu = median("qemu-img", image);
-    writeln!(out, "  qemu-img check            {:>9.3} s {:>9} KiB", qemu.seconds, qemu.peak_kib)?;
-    let instar = env!("CARGO_BIN_EXE_instar");
-    for cage in support::program::cages() {
-        let ours = median_with(instar, &["--quiet", "--sandbox", cage], image);
-        writeln!(
-            out,
-            "  instar check, {cage:<8}    {:>9.3} s {:>9} KiB   time x {:.3}, memory x {:.2}",
-            ours.seconds,
-            ours.peak_kib,
-            ours.seconds / qemu.seconds.max(0.001),
-            ratio(ours.peak_kib, qemu.peak_kib)
-        )?;
+    let path = folder.path().join("bench.qcow2");
+    for case in CASES.iter().filter(|case| case.name.contains(&wanted)) {
+        writeln!(io::stderr(), "making {} ...", case.name)?;
+        case.image.build(&path)?;
+        compare(case, &path)?;
+        std::fs::remove_file(&path)?;
     }
     Ok(())
 }
 
+/// Times both programs on one image and prints a line for each.
+fn compare(case: &Case, image: &Path) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{}", case.name)?;
+    let qemu = median("qemu-img", &[], image);
+    writeln!(out, "  {:<24} {}", "qemu-img check", told(&qemu))?;
+    let instar = env!("CARGO_BIN_EXE_instar");
+    for cage in support::program::cages() {
+        let ours = median(instar, &["--quiet", "--sandbox", cage], image);
+        let time = share(ours.seconds, qemu.seconds.max(0.001), case.time_max);
+        let memory = share(kib(ours.peak_kib), kib(qemu.peak_kib).max(1.0), case.memory_max);
+        let name = format!("instar check, {cage}");
+        writeln!(out, "  {name:<24} {}   time x {time}, memory x {memory}", told(&ours))?;
+    }
+    Ok(())
+}
+
+fn told(figures: &Figures) -> String {
+    let Figures { seconds, peak_kib, runs } = figures;
+    format!("{seconds:>9.3} s {peak_kib:>9} KiB ({runs} runs)")
+}
+
+/// A ratio, and its bound where it has one.
+fn share(ours: f64, theirs: f64, most: Option<f64>) -> String {
+    let ratio = ours / theirs;
+    match most {
+        None => format!("{ratio:.4}"),
+        Some(most) if ratio <= most => format!("{ratio:.4} (at most {most:.3}: yes)"),
+        Some(most) => format!("{ratio:.4} (at most {most:.3}: NO)"),
+    }
+}
+
 #[expect(clippy::cast_precision_loss, reason = "for people")]
-fn ratio(ours: u64, theirs: u64) -> f64 {
-    ours as f64 / theirs.max(1) as f64
+const fn kib(kib: u64) -> f64 {
+    kib as f64
 }
 
-fn median(program: &str, image: &Path) -> Figures {
-    median_with(program, &[], image)
+fn median(program: &str, options: &[&str], image: &Path) -> Figures {
+    let runs_max =
+        std::env::var("BENCH_RUNS").map_or(5, |runs| runs.parse().expect("BENCH_RUNS is a number"));
+    let (mut seconds, mut peak_kib) = (Vec::new(), 0);
+    while seconds.is_empty() || (seconds.len() < runs_max && seconds.iter().sum::<f64>() < ENOUGH_SECONDS) {
+        let (took, peak) = timed(program, options, image);
+        seconds.push(took);
+        peak_kib = peak.max(peak_kib);
+    }
+    seconds.sort_by(f64::total_cmp);
+    Figures { seconds: seconds[seconds.len() / 2], peak_kib, runs: seconds.len() }
 }
 
-fn median_with(program: &str, options: &[&str], image: &Path) -> Figures {
-    let runs: usize = setting("BENCH_RUNS", "5").parse().expect("BENCH_RUNS is a number");
-    let mut figures: Vec<Figures> = (0..runs.max(1)).map(|_| timed(program, options, image)).collect();
-    figures.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
-    let peak_kib = figures.iter().map(|f| f.peak_kib).max().unwrap_or(0);
-    Figures { seconds: figures[figures.len() / 2].seconds, peak_kib }
-}
-
-fn timed(program: &str, options: &[&str], image: &Path) -> Figures {
+/// Seconds and peak memory in KiB of one run.
+fn timed(program: &str, options: &[&str], image: &Path) -> (f64, u64) {
     let account = tempfile::NamedTempFile::new().expect("a temporary file");
     let mut command = Command::new("time");
     command.args(["-f", "%e %M", "-o"]).arg(account.path());
@@ -127,5 +134,5 @@ fn timed(program: &str, options: &[&str], image: &Path) -> Figures {
     let seconds = began.elapsed().as_secs_f64();
     let told = std::fs::read_to_string(account.path()).expect("time has written it");
     let peak = told.split_whitespace().nth(1).and_then(|kib| kib.parse().ok());
-    Figures { seconds, peak_kib: peak.expect("time tells the peak memory") }
+    (seconds, peak.expect("time tells the peak memory"))
 }
