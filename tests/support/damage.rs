@@ -356,6 +356,7 @@ pub const RECIPES: &[Recipe] = &[
         })
     },
     // External data file.
+    plain("data-file-missing", &["data-file-missing"], |_, raw| raw.set(field::INCOMPATIBLE, 1 << 2)),
     with(Flavour::DataFileRaw, "data-file-offset", &["data-file-offset"], |_, raw| {
         raw.change(raw.l2_entry(0), |entry| entry + 2 * 65_536);
     }),
@@ -408,6 +409,9 @@ pub const RECIPES: &[Recipe] = &[
     with(Flavour::Snapshots, "snapshot-l1-shared", &["snapshot-l1-shared"], |_, raw| {
         raw.set_number(raw.snapshot_entry(0), 8, raw.number(raw.snapshot_entry(1), 8));
     }),
+    with(Flavour::Snapshots, "snapshot-table-overlap", &["snapshot-table-overlap"], |_, raw| {
+        raw.set_number(raw.l2_entry(0), 8, raw.get(field::SNAPSHOTS_OFFSET) | COPIED);
+    }),
     // Bitmaps.
     with(Flavour::Bitmaps, "bitmap-directory", &["bitmap-directory"], |_, raw| {
         raw.set_number(raw.bitmaps_extension(), 4, 3);
@@ -439,6 +443,9 @@ pub const RECIPES: &[Recipe] = &[
     }),
     with(Flavour::Luks, "crypto-header-magic", &["crypto-header-magic"], |_, raw| {
         raw.write(raw.number(crypto_extension(raw) + 8, 8), &[0; 512]);
+    }),
+    with(Flavour::Luks, "crypto-header-overlap", &["crypto-header-overlap"], |_, raw| {
+        raw.set_number(raw.l2_entry(0), 8, raw.number(crypto_extension(raw) + 8, 8) | COPIED);
     }),
     // The whole.
     plain("metadata-overlap", &["metadata-overlap"], |_, raw| {
