@@ -6,7 +6,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use crate::options::{self, MountOption};
 
 /// Options of `instar-mount` that take a value, by the same name: `repair=leaks` means `--repair=leaks`.
-const WITH_VALUE: &[&str] = &["repair", "sandbox", "memory", "data-file"];
+const WITH_VALUE: &[&str] =
+    &["repair", "sandbox", "memory", "data-file", "backing", "allow-chain", "backing-format"];
 /// Options of `instar-mount` without a value: `preview` means `--preview`.
 const WITHOUT_VALUE: &[&str] = &["preview", "quiet"];
 /// Options that are for mount(8), fstab or systemd, or that a FUSE mount fulfils by itself. The disk is served

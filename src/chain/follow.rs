@@ -1,19 +1,16 @@
 //! Following a chain downwards.
 
-use std::path::Path;
+use std::sync::Arc;
 
-use super::member::{Chain, ChainProblem, Describe, Facts, Format, Member};
-use crate::image::gate::{CHAIN_MEMBERS_MAX, GatePolicy};
-use crate::image::{HandleError, ImageHandle, Mode};
+use super::member::{Chain, ChainPolicy, ChainProblem, Describe, Facts, Format, Member};
+use crate::image::gate::CHAIN_MEMBERS_MAX;
+use crate::image::{ImageHandle, Mode};
 
-/// Opens `top`, which is QCOW2 by the user's word, and every member below it that `policy` admits. All are locked
-/// for reading as long as the chain lives.
-///
-/// # Errors
-/// If the top itself cannot be opened. Whatever is wrong below it stands in the chain's problems.
-pub fn follow(top: &Path, policy: &GatePolicy, cage: &dyn Describe) -> Result<Chain, HandleError> {
-    let handle = ImageHandle::open(top, Mode::Read)?;
-    let first = Member { path: top.to_path_buf(), format: Format::Qcow2, virtual_size: 0, handle };
+/// Opens every member below `top` that `policy` admits; `top` is QCOW2 by the user's word. All are locked for reading
+/// as long as the chain lives. Whatever is wrong stands in the chain's problems.
+pub fn follow(top: Arc<ImageHandle>, policy: &ChainPolicy, cage: &dyn Describe) -> Chain {
+    let path = top.path().to_path_buf();
+    let first = Member { path, format: Format::Qcow2, virtual_size: 0, handle: top };
     let mut chain = Chain { members: vec![first], problems: Vec::new() };
     loop {
         match next(&mut chain, policy, cage) {
@@ -26,11 +23,15 @@ pub fn follow(top: &Path, policy: &GatePolicy, cage: &dyn Describe) -> Result<Ch
         }
     }
     compare_sizes(&mut chain);
-    Ok(chain)
+    chain
 }
 
 /// Looks at the last member and opens the one below it, if it names one.
-fn next(chain: &mut Chain, policy: &GatePolicy, cage: &dyn Describe) -> Result<Option<Member>, ChainProblem> {
+fn next(
+    chain: &mut Chain,
+    policy: &ChainPolicy,
+    cage: &dyn Describe,
+) -> Result<Option<Member>, ChainProblem> {
     let depth = chain.members.len() - 1;
     let last = &mut chain.members[depth];
     if last.format == Format::Raw {
@@ -45,23 +46,26 @@ fn next(chain: &mut Chain, policy: &GatePolicy, cage: &dyn Describe) -> Result<O
     let Some(name) = &facts.backing_name else {
         return if facts.has_backing { Err(ChainProblem::NameUnreadable) } else { Ok(None) };
     };
-    let format = stated_format(&facts)?;
+    let format = stated_format(&facts, policy.formats.get(depth))?;
     if chain.members.len() == CHAIN_MEMBERS_MAX {
         return Err(ChainProblem::TooLong { limit: CHAIN_MEMBERS_MAX });
     }
-    let admitted = policy.admit(depth, &chain.members[depth].path, name).map_err(ChainProblem::Gate)?;
+    let admitted = policy.gate.admit(depth, &chain.members[depth].path, name).map_err(ChainProblem::Gate)?;
     let path = admitted.path.clone();
     let handle = ImageHandle::from_admitted(admitted, Mode::Read).map_err(ChainProblem::Handle)?;
     let identity = handle.file().identity();
     let known = chain.members.iter().position(|member| member.handle.file().identity() == identity);
     match known {
         Some(position) => Err(ChainProblem::Cycle { position }),
-        None => Ok(Some(Member { path, format, virtual_size: 0, handle })),
+        None => Ok(Some(Member { path, format, virtual_size: 0, handle: Arc::new(handle) })),
     }
 }
 
-fn stated_format(facts: &Facts) -> Result<Format, ChainProblem> {
-    let stated = facts.backing_format.as_ref().ok_or(ChainProblem::FormatUnstated)?;
+/// The format by the image's word, or where it says nothing, by the user's.
+fn stated_format(facts: &Facts, by_user: Option<&Format>) -> Result<Format, ChainProblem> {
+    let Some(stated) = &facts.backing_format else {
+        return by_user.copied().ok_or(ChainProblem::FormatUnstated);
+    };
     Format::from_name(stated).ok_or_else(|| ChainProblem::FormatUnknown { stated: stated.clone() })
 }
 
@@ -87,10 +91,10 @@ fn compare_sizes(chain: &mut Chain) {
 mod tests {
     use std::fs;
     use std::path::PathBuf;
-    use std::sync::Arc;
 
     use super::*;
     use crate::image::Backend;
+    use crate::image::gate::GatePolicy;
     use crate::sandbox::error::SandboxError;
 
     /// Understands files of the form "image SIZE [BACKING [FORMAT]]".
@@ -111,13 +115,22 @@ mod tests {
         }
     }
 
+    fn top_of(folder: &tempfile::TempDir, name: &str) -> Arc<ImageHandle> {
+        Arc::new(ImageHandle::open(&folder.path().join(name), Mode::Read).unwrap())
+    }
+
     fn chain(files: &[(&str, &str)]) -> (tempfile::TempDir, Chain) {
+        chain_with(files, &[])
+    }
+
+    fn chain_with(files: &[(&str, &str)], formats: &[Format]) -> (tempfile::TempDir, Chain) {
         let folder = tempfile::tempdir().unwrap();
         for (name, content) in files {
             fs::write(folder.path().join(name), content).unwrap();
         }
-        let policy = GatePolicy { named: vec![], folders: vec![folder.path().to_path_buf()] };
-        let chain = follow(&folder.path().join(files[0].0), &policy, &Fake).unwrap();
+        let gate = GatePolicy { named: vec![], folders: vec![folder.path().to_path_buf()] };
+        let policy = ChainPolicy { gate, formats: formats.to_vec() };
+        let chain = follow(top_of(&folder, files[0].0), &policy, &Fake);
         (folder, chain)
     }
 
@@ -161,6 +174,15 @@ mod tests {
     }
 
     #[test]
+    fn follow_format_by_the_user_counts_only_where_none_is_stated() {
+        let files = [("top", "image 4 middle"), ("middle", "image 4 end raw"), ("end", "1234")];
+        let (_folder, chain) = chain_with(&files, &[Format::Qcow2, Format::Qcow2]);
+        assert!(chain.is_whole());
+        assert_eq!(chain.members[1].format, Format::Qcow2);
+        assert_eq!(chain.members[2].format, Format::Raw, "what the image states wins");
+    }
+
+    #[test]
     fn follow_endless_chain_stops_at_the_limit() {
         let contents: Vec<(String, String)> = (0..CHAIN_MEMBERS_MAX + 2)
             .map(|n| (format!("f{n}"), format!("image 9 f{} qcow2", n + 1)))
@@ -182,7 +204,8 @@ mod tests {
             GatePolicy { named: vec![], folders: vec![folder.path().to_path_buf()] },
             GatePolicy { named: vec![PathBuf::from(&fifo)], folders: vec![] },
         ] {
-            let chain = follow(&folder.path().join("top"), &policy, &Fake).unwrap();
+            let policy = ChainPolicy { gate: policy, formats: vec![] };
+            let chain = follow(top_of(&folder, "top"), &policy, &Fake);
             assert!(matches!(chain.problems[..], [(0, ChainProblem::Handle(_))]));
         }
     }

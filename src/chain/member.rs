@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use crate::image::gate::GateError;
+use crate::image::gate::{GateError, GatePolicy};
 use crate::image::{Backend, HandleError, ImageHandle};
 use crate::sandbox::error::SandboxError;
 
@@ -63,6 +63,15 @@ pub trait Describe {
     fn describe(&self, image: Arc<dyn Backend>) -> Result<Facts, SandboxError>;
 }
 
+/// What the user allows and says of the members below the top.
+#[derive(Debug, Clone, Default)]
+pub struct ChainPolicy {
+    /// Which files may be opened.
+    pub gate: GatePolicy,
+    /// The formats of the members, nearest first, for those whose overlay does not state it.
+    pub formats: Vec<Format>,
+}
+
 /// One member.
 #[derive(Debug)]
 pub struct Member {
@@ -73,7 +82,7 @@ pub struct Member {
     /// Size of its disk in bytes.
     pub virtual_size: u64,
     /// The open, locked file.
-    pub handle: ImageHandle,
+    pub handle: Arc<ImageHandle>,
 }
 
 /// A chain, top first.

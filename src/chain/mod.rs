@@ -1,7 +1,7 @@
 //! Backing chains: which members an image has below it, and whether each is what its overlay says.
 //!
 //! Invariant: a member is opened only after its name has passed the [gate](crate::image::gate), its format is the
-//! one that the member above it states and is never probed, and a chain that bites its own tail or is too long
+//! one that the member above it states, or else the user, and is never probed, and a chain that bites its own tail or is too long
 //! ends with an error and not with the program's memory. What a QCOW2 member says about itself is learned in a
 //! cage ([`Describe`]).
 
@@ -11,4 +11,4 @@ mod member;
 
 pub use describe::CageDescriber;
 pub use follow::follow;
-pub use member::{Chain, ChainProblem, Describe, Facts, Format, Member};
+pub use member::{Chain, ChainPolicy, ChainProblem, Describe, Facts, Format, Member};

@@ -1,15 +1,18 @@
 //! `instar check --chain`: an image and every member below it.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 
 use super::check::print;
 use super::inspect::Inspector;
-use super::options::{CageArgs, CheckArgs, OutputFormat};
+use super::options::{BackingFormat, BelowArgs, CageArgs, CheckArgs, OutputFormat};
 use super::say;
-use crate::chain::{CageDescriber, Chain, ChainProblem, Format, Member, follow};
+use crate::chain::{CageDescriber, Chain, ChainPolicy, ChainProblem, Format, Member, follow};
 use crate::error::Error;
 use crate::exit::Exit;
 use crate::image::gate::GatePolicy;
+use crate::image::{ImageHandle, Mode};
 use crate::report::{
     CheckReport, HumanOptions, Watch, check_json, escape_bytes, escape_message, escape_path,
 };
@@ -20,16 +23,33 @@ use crate::sandbox::limits::Limits;
 /// # Errors
 /// Whatever kept the top of the chain from being opened, or a member from being checked.
 pub fn run(args: &CheckArgs, watch: &Watch) -> Result<Exit, Error> {
-    let policy = GatePolicy { named: args.chain.backing.clone(), folders: args.chain.allow_chain.clone() };
     let limits = Limits { arena_bytes: args.cage.memory, ..Limits::default() };
     let describer = CageDescriber { choice: args.cage.sandbox.into(), limits };
-    let chain = follow(&args.image, &policy, &describer)?;
+    let top = Arc::new(ImageHandle::open(&args.image, Mode::Read)?);
+    let chain = follow(top, &policy(&args.chain.below), &describer);
     let reports = check_members(&chain, args, watch)?;
     match args.output {
         OutputFormat::Json => say::document(&document(&chain, &reports))?,
         OutputFormat::Human => tell(&chain, &reports, HumanOptions { all: args.all, quiet: args.quiet })?,
     }
     Ok(exit(&chain, &reports))
+}
+
+impl From<BackingFormat> for Format {
+    fn from(format: BackingFormat) -> Self {
+        match format {
+            BackingFormat::Qcow2 => Self::Qcow2,
+            BackingFormat::Raw => Self::Raw,
+        }
+    }
+}
+
+/// What the command line allows below an image.
+pub(super) fn policy(args: &BelowArgs) -> ChainPolicy {
+    ChainPolicy {
+        gate: GatePolicy { named: args.backing.clone(), folders: args.allow_chain.clone() },
+        formats: args.backing_format.iter().copied().map(Format::from).collect(),
+    }
 }
 
 /// Checks the QCOW2 members. A raw member has no metadata to check.
@@ -92,7 +112,7 @@ const fn kind(problem: &ChainProblem) -> &'static str {
 }
 
 /// The problem with its causes, fit for a terminal.
-fn sentence(problem: &ChainProblem) -> String {
+pub(super) fn sentence(problem: &ChainProblem) -> String {
     let mut text = problem.to_string();
     if let ChainProblem::FormatUnknown { stated } = problem {
         text.push_str(&format!(": '{}'", escape_bytes(stated)));

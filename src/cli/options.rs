@@ -31,6 +31,7 @@ In a folder, internal snapshots appear as MOUNTPOINT/snapshots/<name>.raw.
 
 Examples:
   instar-mount disk.qcow2 /mnt/disk                  look into a disk, read-only
+  instar-mount --allow-chain=. top.qcow2 /mnt/disk   with the backing files that lie beside it
   instar-mount --repair=leaks disk.qcow2 /mnt/disk   give leaked space back first";
 
 /// Check QCOW2 images and heal them. The image is looked at inside a cage, never by this program itself.
@@ -69,6 +70,7 @@ pub struct LogArgs {
 /// `instar check`.
 #[derive(Debug, Args)]
 #[command(after_help = CHECK_EXAMPLES)]
+#[command(mut_args(needs_chain))]
 pub struct CheckArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "the type says it")]
@@ -109,12 +111,41 @@ pub struct ChainArgs {
     /// --backing, or a folder that they may come from with --allow-chain.
     #[arg(long, conflicts_with = "repair")]
     pub chain: bool,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the type says it")]
+    pub below: BelowArgs,
+}
+
+/// Which files below an image may be opened, and as what.
+#[derive(Debug, Clone, Default, Args)]
+pub struct BelowArgs {
     /// The next backing file, whatever the image calls it; once for each member, nearest first.
-    #[arg(long, value_name = "PATH", requires = "chain")]
+    #[arg(long, value_name = "PATH")]
     pub backing: Vec<PathBuf>,
     /// Backing files may come from this folder and the ones beneath it.
-    #[arg(long, value_name = "FOLDER", requires = "chain")]
+    #[arg(long, value_name = "FOLDER")]
     pub allow_chain: Vec<PathBuf>,
+    /// The format of the next backing file, for images that do not state it; once for each member, nearest first.
+    /// It is never guessed.
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub backing_format: Vec<BackingFormat>,
+}
+
+/// What a backing file is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BackingFormat {
+    /// A QCOW2 image.
+    Qcow2,
+    /// The bytes of the disk, one for one.
+    Raw,
+}
+
+/// What is said of the files below an image means nothing to a check that does not look at them.
+fn needs_chain(arg: clap::Arg) -> clap::Arg {
+    match arg.get_id().as_str() {
+        "backing" | "allow_chain" | "backing_format" => arg.requires("chain"),
+        _ => arg,
+    }
 }
 
 /// `instar info`.
@@ -166,6 +197,9 @@ pub struct MountOptions {
     #[command(flatten)]
     #[expect(missing_docs, reason = "the type says it")]
     pub cage: CageArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the type says it")]
+    pub below: BelowArgs,
     /// Stay in the foreground instead of going to the background once the mount answers.
     #[arg(long, short)]
     pub foreground: bool,
@@ -313,6 +347,13 @@ mod tests {
         let options = MountOptions::parse_from(["instar-mount", "--repair", "i.qcow2", "/mnt"]);
         assert_eq!(options.repair.repair, Some(RepairTier::Leaks));
         assert_eq!(options.cage.memory, 256 << 20);
+    }
+
+    #[test]
+    fn backing_files_are_for_chains_only() {
+        assert!(Instar::try_parse_from(["instar", "check", "--backing", "b", "i"]).is_err());
+        assert!(Instar::try_parse_from(["instar", "check", "--chain", "--backing", "b", "i"]).is_ok());
+        assert!(MountOptions::try_parse_from(["instar-mount", "--backing", "b", "i", "/mnt"]).is_ok());
     }
 
     #[test]

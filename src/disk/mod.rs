@@ -5,6 +5,9 @@
 //! checked against the request and the files before it is believed ([`extent::checked`]); an answer that fails
 //! this check is an error of the source and serves nothing.
 //!
+//! A disk may lie over another one, whose bytes show where it has nothing allocated; below the end of that other disk
+//! are zeros.
+//!
 //! ```text
 //! read(offset, buffer) -> cache -> hit: one read per extent; a compressed one -> unpacker -> kept: copied
 //!                                                                                      -> source -> kept
@@ -14,12 +17,15 @@
 mod cache;
 pub mod extent;
 pub mod health;
+mod pieces;
+mod raw;
 pub mod source;
 mod unpack;
 mod view;
 
 pub use extent::{Piece, Place};
 pub use health::{Health, HealthCounts};
+pub use raw::RawFile;
 pub use source::{ExtentSource, Inflated, Payload};
 pub use unpack::{SharedSource, Unpacker};
 pub use view::{Disk, DiskFiles, OnDamage, ReadOutcome, Stop};

@@ -60,7 +60,8 @@ pub fn write_check(report: &CheckReport, options: HumanOptions, out: &mut dyn Wr
 }
 
 /// The verdict in one line.
-pub(super) fn headline(report: &CheckReport) -> String {
+#[must_use]
+pub fn headline(report: &CheckReport) -> String {
     match report.verdict() {
         Verdict::Consistent => "consistent".to_owned(),
         Verdict::Leaks => counted(report.leaks(), "leak, nothing worse", "leaks, nothing worse"),

@@ -26,7 +26,7 @@ pub mod units;
 pub use collect::Collector;
 pub use describe::ImageReport;
 pub use escape::{escape_bytes, escape_message, escape_path};
-pub use human::{HumanOptions, write_check, write_image};
+pub use human::{HumanOptions, headline, write_check, write_image};
 pub use json::{CheckDocument, check_json, image_json};
 pub use line::line;
 pub use model::{CheckReport, KeptFinding, RepairFacts, SandboxFacts, Verdict};

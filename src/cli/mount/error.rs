@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use crate::chain::ChainProblem;
 use crate::fuse::{MountPointError, SessionError};
 use crate::report::escape_path;
 
@@ -17,11 +18,22 @@ pub enum MountError {
     /// The kernel, or fusermount3.
     #[error(transparent)]
     Session(SessionError),
-    /// The disk's bytes lie in another file too.
-    #[error("{}: images with a backing file are not served yet", escape_path(image))]
-    Backing {
-        /// The image.
+    /// The backing chain is not whole.
+    #[error("{}: its backing chain is not whole", escape_path(image))]
+    Chain {
+        /// The member that it is about.
         image: PathBuf,
+        /// What is wrong.
+        #[source]
+        problem: ChainProblem,
+    },
+    /// A member of the backing chain cannot be served.
+    #[error("{}: {why}", escape_path(image))]
+    Member {
+        /// The member.
+        image: PathBuf,
+        /// What it is or has.
+        why: String,
     },
     /// The program could not be started once more, or the one that was waiting for the mount is gone.
     #[error("cannot go to the background")]
@@ -41,7 +53,12 @@ impl MountError {
                 "is fuse3 installed, the fuse module loaded (modprobe fuse) and /dev/fuse there? Users other than root \
                  need fusermount3, and the right to write to /dev/fuse and to the mount point",
             ),
-            Self::Backing { .. } => Some("qemu-img convert -O qcow2 writes a copy that needs no other file"),
+            Self::Chain { problem: ChainProblem::FormatUnstated, .. } => {
+                Some("say what it is with --backing-format=qcow2 or --backing-format=raw")
+            }
+            Self::Chain { .. } | Self::Member { .. } => {
+                Some("instar check --chain tells of every member that can be reached")
+            }
             Self::Background(_) => Some("-f stays in the foreground"),
             Self::Session(_) | Self::Signals(_) => None,
         }

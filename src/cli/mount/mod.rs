@@ -3,9 +3,11 @@
 //! Invariant: a mount comes about only for an image that was checked in a cage first, and is served from what a
 //! resident cage names. Damage does not keep an image from being mounted, because a recovery needs what can still
 //! be read; what would make wrong bytes look right does: an image of an unknown kind, one whose roots cannot be
-//! found, and one that keeps bytes in a file that is not served yet.
+//! found, and one that has a backing file which is not there.
 
 mod background;
+mod below;
+mod disks;
 mod error;
 mod serve;
 mod snapshots;
@@ -17,11 +19,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use instar_abi::boot::JobKind;
-use instar_abi::finding::ACTIVE;
-use instar_abi::summary::feature;
-use parking_lot::Mutex;
 
 pub use background::SERVER_OPTION;
+use below::Below;
+use disks::Disks;
 pub use error::MountError;
 use serve::Ending;
 use snapshots::Snapshot;
@@ -30,7 +31,7 @@ use super::check::examine;
 use super::inspect::Inspector;
 use super::options::MountOptions;
 use super::{log, say};
-use crate::disk::{Disk, DiskFiles, HealthCounts, SharedSource, Unpacker};
+use crate::disk::{Disk, HealthCounts};
 use crate::error::Error;
 use crate::exit::Exit;
 use crate::fuse::{Content, Document, MountPoint, Mounted, ROOT, Tree};
@@ -63,7 +64,7 @@ pub fn run(options: &MountOptions) -> Result<Exit, Error> {
     log::start(&options.log)?;
     let tier = options.repair.built_tier()?;
     let ending = Ending::catch().map_err(MountError::Signals)?;
-    let image = ImageHandle::open(&options.image, Mode::Read)?;
+    let image = Arc::new(ImageHandle::open(&options.image, Mode::Read)?);
     let point = MountPoint::check(&options.mountpoint, image.file().identity()).map_err(MountError::Point)?;
     let inspector = Inspector::new(&image, &options.cage, Watch::people(options.quiet))?;
     let examined = examine(&image, &inspector, tier, options.repair.preview)?;
@@ -75,11 +76,12 @@ pub fn run(options: &MountOptions) -> Result<Exit, Error> {
         Ok(source) => source,
         Err(exit) => return Ok(exit),
     };
+    let below = Below::open(options, &image, &examined.report)?;
     let snapshots = match &point {
         MountPoint::File(_) => Vec::new(),
         MountPoint::Directory(_) => snapshots::find(&examined.report, &inspector)?,
     };
-    let disks = Disks::new(&examined.report, &job, source, snapshots);
+    let disks = Disks::new(&examined.report, &job, source, snapshots, below.disk.as_ref());
     let tree = tree(&point, &image, &examined.report, disks)?;
     let mounted = Mounted::new(tree, &point, &file_name(image.path()).to_string_lossy())
         .map_err(MountError::Session)?;
@@ -101,9 +103,6 @@ fn start(report: &CheckReport, job: &Job, inspector: &Inspector) -> Result<Resul
     if matches!(report.verdict(), Verdict::NotQcow2 | Verdict::Unsupported) {
         return refuse(report).map(Err);
     }
-    if report.summary.features & feature::BACKING != 0 {
-        return Err(MountError::Backing { image: report.image.clone() }.into());
-    }
     match Resident::start(job, inspector.choice()) {
         Ok(source) => Ok(Ok(source)),
         Err(SandboxError::NotMappable { .. }) if report.verdict() != Verdict::Consistent => {
@@ -119,41 +118,6 @@ fn refuse(report: &CheckReport) -> Result<Exit, Error> {
     report::write_check(report, HumanOptions::default(), &mut text).map_err(Error::Output)?;
     say::to_person(String::from_utf8_lossy(&text).trim_end());
     Ok(report.exit(false))
-}
-
-/// All disks of one image. They share the cage and the inflated clusters.
-struct Disks {
-    active: Arc<Disk>,
-    snapshots: Vec<(Snapshot, Arc<Disk>)>,
-}
-
-impl Disks {
-    fn new(report: &CheckReport, job: &Job, source: Resident, snapshots: Vec<Snapshot>) -> Self {
-        let summary = &report.summary;
-        let files: DiskFiles = [Some(job.image.clone()), job.data_file.clone(), None, None];
-        let source: SharedSource = Arc::new(Mutex::new(Box::new(source)));
-        let cluster_bytes = report.cluster_bytes().unwrap_or(0);
-        let unpacker = Arc::new(Unpacker::new(vec![source.clone()], cluster_bytes, UNPACKED_BYTES));
-        let disk = |snapshot, size_bytes, cache_bytes| {
-            let (files, source) = (files.clone(), source.clone());
-            let disk = Disk::new(files, source, snapshot, size_bytes, summary.cluster_bits, cache_bytes);
-            Arc::new(disk.with_unpacker(unpacker.clone()))
-        };
-        let share_bytes = EXTENT_CACHE_BYTES / snapshots.len().max(1);
-        let with_disk = |snapshot: Snapshot| {
-            let of_snapshot = disk(snapshot.index, snapshot.disk_bytes, share_bytes);
-            (snapshot, of_snapshot)
-        };
-        Self {
-            active: disk(ACTIVE, summary.virtual_size, EXTENT_CACHE_BYTES),
-            snapshots: snapshots.into_iter().map(with_disk).collect(),
-        }
-    }
-
-    fn all(&self) -> Vec<Arc<Disk>> {
-        let snapshots = self.snapshots.iter().map(|(_, disk)| disk);
-        std::iter::once(&self.active).chain(snapshots).cloned().collect()
-    }
 }
 
 /// The names under the mount point.

@@ -1,0 +1,114 @@
+//! The disks below an image: each member of its backing chain, checked and mapped in a cage of its own.
+//!
+//! Invariant: the chain is followed once, at the mount, and every member stays open and locked for reading as long as
+//! the mount lives. A chain that is not whole is not served: what lies under a missing member is unknown, and zeros in
+//! its place would be taken for data.
+
+use std::sync::Arc;
+
+use instar_abi::boot::JobKind;
+use instar_abi::finding::ACTIVE;
+use instar_abi::summary::feature;
+use parking_lot::Mutex;
+
+use super::super::chain::policy;
+use super::super::inspect::Inspector;
+use super::super::options::{CageArgs, MountOptions};
+use super::super::say;
+use super::error::MountError;
+use super::{EXTENT_CACHE_BYTES, UNPACKED_BYTES};
+use crate::chain::{self, CageDescriber, Chain, Format, Member};
+use crate::disk::{Disk, DiskFiles, RawFile, SharedSource, Unpacker};
+use crate::error::Error;
+use crate::image::ImageHandle;
+use crate::report::{CheckReport, Verdict, Watch, escape_path, headline};
+use crate::sandbox::Resident;
+use crate::sandbox::limits::Limits;
+
+/// What answers for a raw file: windows of it are asked for as if it had clusters of this size.
+const RAW_CLUSTER_BITS: u32 = 16;
+
+/// The members below an image.
+#[derive(Debug, Default)]
+pub struct Below {
+    /// The nearest of them, over all others; `None` for an image that has nothing below it.
+    pub disk: Option<Arc<Disk>>,
+    /// Keeps the members open and locked.
+    _chain: Option<Chain>,
+}
+
+impl Below {
+    /// Opens, checks and maps all members below `image`, if it names any.
+    ///
+    /// # Errors
+    /// [`MountError::Chain`] and [`MountError::Member`] for a chain that cannot be served; [`Error::Sandbox`].
+    pub fn open(
+        options: &MountOptions,
+        image: &Arc<ImageHandle>,
+        report: &CheckReport,
+    ) -> Result<Self, Error> {
+        if report.summary.features & feature::BACKING == 0 {
+            return Ok(Self::default());
+        }
+        let limits = Limits { arena_bytes: options.cage.memory, ..Limits::default() };
+        let describer = CageDescriber { choice: options.cage.sandbox.into(), limits };
+        let mut chain = chain::follow(image.clone(), &policy(&options.below), &describer);
+        if let Some(broken) = chain.problems.iter().position(|(_, problem)| !problem.is_remark()) {
+            let (position, problem) = chain.problems.swap_remove(broken);
+            let image = chain.members[position].path.clone();
+            return Err(MountError::Chain { image, problem }.into());
+        }
+        let below = &chain.members[1..];
+        let share = below.len().max(1);
+        let mut disk = None;
+        for member in below.iter().rev() {
+            disk = Some(Arc::new(member_disk(options, member, share)?.over(disk)));
+        }
+        Ok(Self { disk, _chain: Some(chain) })
+    }
+}
+
+/// The disk of one member by itself, with its `share`th part of the memory for members.
+fn member_disk(options: &MountOptions, member: &Member, share: usize) -> Result<Disk, Error> {
+    let file = member.handle.backend();
+    let cache_bytes = EXTENT_CACHE_BYTES / share;
+    match member.format {
+        Format::Raw => {
+            let source: SharedSource = Arc::new(Mutex::new(Box::new(RawFile::new(file.clone()))));
+            let files: DiskFiles = [Some(file), None, None, None];
+            Ok(Disk::new(files, source, ACTIVE, member.virtual_size, RAW_CLUSTER_BITS, cache_bytes))
+        }
+        Format::Qcow2 => {
+            let (report, source) = mapped(options, member)?;
+            let (size_bytes, bits) = (report.summary.virtual_size, report.summary.cluster_bits);
+            let cluster_bytes = report.cluster_bytes().unwrap_or(0);
+            let unpacker = Unpacker::new(vec![source.clone()], cluster_bytes, UNPACKED_BYTES / share);
+            let disk =
+                Disk::new([Some(file), None, None, None], source, ACTIVE, size_bytes, bits, cache_bytes);
+            Ok(disk.with_unpacker(Arc::new(unpacker)))
+        }
+    }
+}
+
+/// Checks a QCOW2 member, and starts the cage that maps it.
+fn mapped(options: &MountOptions, member: &Member) -> Result<(CheckReport, SharedSource), Error> {
+    // The data file that was given is the top's.
+    let cage = CageArgs { data_file: None, ..options.cage.clone() };
+    let inspector = Inspector::new(&member.handle, &cage, Watch::people(options.quiet))?;
+    let report = inspector.check()?;
+    let refused = |why| Error::from(MountError::Member { image: member.path.clone(), why });
+    if matches!(report.verdict(), Verdict::NotQcow2 | Verdict::Unsupported) {
+        return Err(refused(headline(&report)));
+    }
+    if report.summary.features & feature::DATA_FILE != 0 {
+        return Err(refused(
+            "keeps its data in an external data file, which cannot be given for it".to_owned(),
+        ));
+    }
+    let source = Resident::start(&inspector.job(JobKind::Map), inspector.choice())
+        .map_err(|source| Error::Sandbox { image: member.path.clone(), source })?;
+    if report.verdict() != Verdict::Consistent {
+        say::to_person(&format!("warning: {}: {}", escape_path(&member.path), headline(&report)));
+    }
+    Ok((report, Arc::new(Mutex::new(Box::new(source)))))
+}

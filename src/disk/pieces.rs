@@ -1,0 +1,96 @@
+//! What the bytes of a disk are made of: from the cache, or asked of the source and checked.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+use instar_abi::extent::Extent;
+use tracing::warn;
+
+use super::extent::{Piece, Place, checked};
+use super::view::{Disk, Stop};
+
+/// A window is doubled at most this many times, as long as the answers stay small.
+const WINDOW_DOUBLINGS_MAX: u32 = 6;
+/// An answer of up to this many runs is small.
+const SMALL_ANSWER_RUNS: usize = 8;
+
+impl Disk {
+    /// What guest byte `at`, which is on the disk, is made of, and for how long.
+    ///
+    /// # Errors
+    /// [`Stop::Source`] where the source gives no answer that can be believed.
+    pub(super) fn piece(&self, at: u64) -> Result<Piece, Stop> {
+        match self.cache.piece(at) {
+            Some(piece) => Ok(piece),
+            None => self.ask(at),
+        }
+    }
+
+    /// Asks the source about the window round guest byte `at`.
+    fn ask(&self, at: u64) -> Result<Piece, Stop> {
+        let mut source = self.source.lock();
+        // Whoever held the lock before may have asked the same.
+        if let Some(piece) = self.cache.piece(at) {
+            return Ok(piece);
+        }
+        let range = self.window(at);
+        let mut answer: Vec<Extent> = Vec::new();
+        source.map(self.snapshot, range.start, range.end - range.start, &mut answer).map_err(|error| {
+            warn!(guest_offset = range.start, %error, "the cage named no extents");
+            Stop::Source
+        })?;
+        let runs = checked(&answer, range.clone(), |file| self.file_len(file)).map_err(|error| {
+            warn!(%error, "the cage broke a rule of the extent list");
+            Stop::Source
+        })?;
+        let small = runs.len() <= SMALL_ANSWER_RUNS;
+        let doublings = self.doublings.load(Ordering::Relaxed);
+        let next = if small { (doublings + 1).min(WINDOW_DOUBLINGS_MAX) } else { 0 };
+        self.doublings.store(next, Ordering::Relaxed);
+        self.cache.insert(range, runs);
+        self.cache.piece(at).ok_or(Stop::Source)
+    }
+
+    /// The unknown range round guest byte `at` to ask for.
+    fn window(&self, at: u64) -> Range<u64> {
+        let start = at - at % self.window_bytes;
+        let bytes = self.window_bytes << self.doublings.load(Ordering::Relaxed);
+        self.cache.gap(at, start..start.saturating_add(bytes).min(self.size_bytes))
+    }
+
+    fn file_len(&self, file: u32) -> Option<u64> {
+        let file = self.files.get(usize::try_from(file).ok()?)?.as_ref()?;
+        Some(file.len())
+    }
+
+    /// Whether guest byte `at`, which is on the disk, is data, here or in a backing disk, and for how many bytes that
+    /// stays so at least. Zeros and what is allocated nowhere are not data.
+    fn is_data(&self, at: u64) -> Result<(bool, u64), Stop> {
+        let piece = self.piece(at)?;
+        match (piece.place, &self.backing) {
+            (Place::Hole, Some(backing)) if at < backing.size_bytes() => {
+                let (is_data, len) = backing.is_data(at)?;
+                Ok((is_data, len.min(piece.len).min(backing.size_bytes() - at)))
+            }
+            (Place::Zero | Place::Hole, _) => Ok((false, piece.len)),
+            _ => Ok((true, piece.len)),
+        }
+    }
+
+    /// The first byte at or behind `offset` that is (`data`) or is not data; `None` where there is none before the
+    /// end of the disk. Zeros and unallocated ranges are holes, and so is what lies behind the end.
+    ///
+    /// # Errors
+    /// [`Stop::Source`] where the source gives no answer that can be believed.
+    pub fn seek(&self, offset: u64, data: bool) -> Result<Option<u64>, Stop> {
+        let mut at = offset;
+        while at < self.size_bytes {
+            let (is_data, len) = self.is_data(at).inspect_err(|stop| self.health.count(stop.event()))?;
+            if is_data == data {
+                return Ok(Some(at));
+            }
+            at = at.saturating_add(len);
+        }
+        Ok(None)
+    }
+}
