@@ -22,13 +22,14 @@
 //! does not decide what is done about a finding.
 
 mod bitmaps;
-mod compare;
-mod counts;
+pub(crate) mod compare;
+pub(crate) mod counts;
 mod deep;
 mod holes;
 mod judge;
-mod leaks;
+pub(crate) mod leaks;
 pub(crate) mod reader;
+pub(crate) mod recount;
 pub(crate) mod report;
 pub(crate) mod roots;
 mod shares;
@@ -58,7 +59,7 @@ use report::Report;
 pub use report::{Faults, Problems};
 use roots::{Image, Roots};
 use suspects::Suspects;
-use tally::{Tally, Totals};
+use tally::{Seen, Tally, Totals};
 use triage::{Evidence, Triage};
 
 /// A set of clusters may take the memory budget divided by this; three of them live at once.
@@ -158,6 +159,32 @@ pub fn inspect<H: Host>(host: &mut H, options: &Options) -> Checked {
         check.inflate(host);
     }
     check.finish(host, passes)
+}
+
+/// Counts all references to the clusters of a window; says what was seen on the way.
+fn references<H: Host>(
+    host: &mut H,
+    reader: &mut Reader,
+    report: &mut Report,
+    image: &Image,
+    roots: &Roots,
+    counts: &mut Counts,
+    phase: (Phase, u32),
+) -> Seen {
+    let cluster = image.header.cluster;
+    for region in &roots.regions {
+        let present = image.bounds.present(region.offset, region.len);
+        counts.add_metadata(cluster.index(region.offset), cluster.count(present), region.weight);
+    }
+    for entry in &roots.refcount_table {
+        if let Some(offset) = compare::block_offset(image, *entry) {
+            counts.add(cluster.index(offset), flags::META, 1);
+        }
+    }
+    bitmaps::count(host, reader, report, image, roots, counts);
+    let mut tally = Tally::new(image, counts);
+    walk::walk(host, reader, report, image, roots, &mut tally, phase);
+    tally.seen
 }
 
 /// The end of a check that could not begin.
@@ -271,29 +298,15 @@ impl Check {
     /// Counts all references. Says whether the active disk has an empty L2 table.
     fn count<H: Host>(&mut self, host: &mut H, counts: &mut Counts, pass: u32) -> bool {
         let Self { reader, report, image, roots, .. } = self;
-        let cluster = image.header.cluster;
-        for region in &roots.regions {
-            let present = image.bounds.present(region.offset, region.len);
-            counts.add_metadata(cluster.index(region.offset), cluster.count(present), region.weight);
-        }
-        for entry in &roots.refcount_table {
-            if let Some(offset) = compare::block_offset(image, *entry) {
-                counts.add(cluster.index(offset), flags::META, 1);
-            }
-        }
-        bitmaps::count(host, reader, report, image, roots, counts);
-        let mut tally = Tally::new(image, counts);
-        walk::walk(host, reader, report, image, roots, &mut tally, (Phase::Mappings, pass));
-        let (totals, beyond_end, empty) = (tally.totals, tally.beyond_end, tally.empty_tables);
-        let lost = tally.lost;
+        let seen = references(host, reader, report, image, roots, counts, (Phase::Mappings, pass));
         if pass == 0 {
-            (self.totals, self.lost) = (totals, lost);
-            if let Some(guest) = beyond_end {
+            (self.totals, self.lost) = (seen.totals, seen.lost);
+            if let Some(guest) = seen.beyond_end {
                 let stored = self.image.header.virtual_size;
                 self.report.fault(&Fault::header(Problem::HeaderVirtualSize, 24, 8, stored, guest));
             }
         }
-        empty > 0
+        seen.empty_tables > 0
     }
 
     fn compare<H: Host>(
@@ -395,9 +408,8 @@ impl Check {
         }
         self.report.close_runs();
         self.report.flush(host);
-        let is_complete = self.roots.is_active_found
-            && !self.roots.refcount_table.is_empty()
-            && !self.report.is_incomplete();
+        // Without a refcount table there are no counts to be compared, and its own finding says so.
+        let is_complete = self.roots.is_active_found && !self.report.is_incomplete();
         let outcome = if is_complete { Outcome::Complete } else { Outcome::Incomplete };
         let bitmaps = self.image.extensions.bitmaps.map_or(0, |extension| extension.bitmaps);
         let summary = Summary {

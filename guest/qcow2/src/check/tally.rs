@@ -32,11 +32,9 @@ pub struct Totals {
 /// Clusters past the end of the file that are remembered.
 const LOST_MAX: usize = 4096;
 
-/// Counts references.
-#[derive(Debug)]
-pub struct Tally<'a> {
-    image: &'a Image,
-    counts: &'a mut Counts,
+/// What was seen besides.
+#[derive(Debug, Default)]
+pub struct Seen {
     /// What the active disk has.
     pub totals: Totals,
     /// L2 tables of the active disk that are zeros from end to end.
@@ -45,6 +43,15 @@ pub struct Tally<'a> {
     pub beyond_end: Option<u64>,
     /// Clusters past the end of the file that entries point at, the first [`LOST_MAX`] of them.
     pub lost: BTreeSet<u64>,
+}
+
+/// Counts references.
+#[derive(Debug)]
+pub struct Tally<'a> {
+    image: &'a Image,
+    counts: &'a mut Counts,
+    /// What was seen so far.
+    pub seen: Seen,
     file_len: u64,
     /// Offset bits of a whole cluster.
     offsets: u64,
@@ -71,10 +78,7 @@ impl<'a> Tally<'a> {
         Self {
             image,
             counts,
-            totals: Totals::default(),
-            empty_tables: 0,
-            beyond_end: None,
-            lost: BTreeSet::new(),
+            seen: Seen::default(),
             file_len: image.bounds.len,
             offsets: OFFSET_MASK & !(cluster - 1),
             last_whole: image.bounds.len.saturating_sub(cluster),
@@ -112,9 +116,9 @@ impl<'a> Tally<'a> {
 
     fn note_cluster(&mut self, context: &mut Context<'_>, offset: u64) {
         let times = u64::from(context.table.active);
-        self.totals.allocated += times;
+        self.seen.totals.allocated += times;
         if context.next != 0 && offset != context.next {
-            self.totals.fragmented += times;
+            self.seen.totals.fragmented += times;
         }
         context.next = offset + self.image.header.cluster.bytes();
     }
@@ -209,9 +213,9 @@ impl<'a> Tally<'a> {
         len: u64,
     ) {
         let times = u64::from(context.table.active);
-        self.totals.allocated += times;
-        self.totals.fragmented += times;
-        self.totals.compressed += times;
+        self.seen.totals.allocated += times;
+        self.seen.totals.fragmented += times;
+        self.seen.totals.compressed += times;
         let cluster = self.image.header.cluster;
         // The last sector may be physically short: payloads are not padded to sectors at the end of a file.
         let end = host.saturating_add(len);
@@ -267,13 +271,13 @@ impl<'a> Tally<'a> {
             entry.is_compressed() || entry.host_field() != 0
         });
         if let Some(index) = mapped {
-            self.beyond_end = Some(guest.saturating_add(cluster.offset(index)));
+            self.seen.beyond_end = Some(guest.saturating_add(cluster.offset(index)));
         }
     }
 
     fn note_lost(&mut self, offset: u64) {
-        if self.lost.len() < LOST_MAX {
-            self.lost.insert(self.image.header.cluster.index(offset));
+        if self.seen.lost.len() < LOST_MAX {
+            self.seen.lost.insert(self.image.header.cluster.index(offset));
         }
     }
 
@@ -405,14 +409,14 @@ impl Visitor for Tally<'_> {
             let problem = Problem::L2TableTruncated;
             report.put(problem, table_finding(self.image, table, problem, present, whole));
         }
-        let before = self.totals.allocated;
+        let before = self.seen.totals.allocated;
         if self.image.format.extended {
             self.extended(report, &mut context, bytes);
         } else {
             self.standard(report, &mut context, bytes);
         }
         if table.snapshot == ACTIVE {
-            self.empty_tables += u64::from(self.totals.allocated == before && is_zero(bytes));
+            self.seen.empty_tables += u64::from(self.seen.totals.allocated == before && is_zero(bytes));
             self.note_end(guest, reach, bytes);
         }
     }

@@ -11,7 +11,8 @@ use crate::check::Problems;
 use crate::check::report::leaves_counts_proven;
 
 /// Findings that say that parts of the file may be gone, and with them what entries led to.
-const LOST_PARTS: &[Problem] = &[P::FileTruncated, P::TableGarbage];
+const LOST_PARTS: &[Problem] =
+    &[P::FileTruncated, P::L1TableTruncated, P::L2TableTruncated, P::L2EntryPartlyPastEof, P::TableGarbage];
 /// Findings that say that stored counts are not known everywhere: a leak may be there and not be seen.
 const LOST_COUNTS: &[Problem] = &[
     P::HeaderRefcountTableOffset,

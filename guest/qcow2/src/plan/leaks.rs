@@ -11,6 +11,7 @@ use instar_abi::call::Phase;
 use instar_abi::cure::Cure;
 use instar_abi::to_usize;
 
+use super::diff::writes;
 use super::round::{Proposal, Round};
 use crate::check::reader::{Bytes, Reader};
 use crate::check::{Checked, ClusterRun};
@@ -19,8 +20,6 @@ use crate::ondisk::Header;
 use crate::ondisk::refcount::RefcountTableEntry;
 use crate::ondisk::units::{FileBounds, Position};
 
-/// Unchanged bytes between two changed ones that are written along, to have fewer writes.
-const GAP_BYTES_MAX: usize = 512;
 /// Most refcount blocks that are changed in one step.
 const STEP_BLOCKS_MAX: usize = 4096;
 
@@ -110,13 +109,7 @@ impl Leaks<'_> {
             let past_end = clusters.start.max(self.bounds.clusters())..clusters.end;
             self.clear(&mut after, block.base, &past_end);
         }
-        changes(bytes, &after)
-            .into_iter()
-            .filter_map(|range| {
-                let offset = block.offset.checked_add(range.start as u64)?;
-                Some((offset, after.get(range)?.to_vec()))
-            })
-            .collect()
+        writes(block.offset, bytes, &after)
     }
 
     fn clear(&self, bytes: &mut [u8], base: u64, clusters: &Range<u64>) {
@@ -130,26 +123,11 @@ impl Leaks<'_> {
 }
 
 /// The part in `clusters` of the first of the sorted runs that has one.
-fn first_run(runs: &[ClusterRun], clusters: &Range<u64>) -> Option<Range<u64>> {
+pub fn first_run(runs: &[ClusterRun], clusters: &Range<u64>) -> Option<Range<u64>> {
     let at = runs.partition_point(|run| run.first.saturating_add(run.count) <= clusters.start);
     let run = runs.get(at)?;
     let part = run.first.max(clusters.start)..run.first.saturating_add(run.count).min(clusters.end);
     (part.start < part.end).then_some(part)
-}
-
-/// The ranges in which two strings of the same length differ, near ones joined.
-fn changes(before: &[u8], after: &[u8]) -> Vec<Range<usize>> {
-    let mut ranges: Vec<Range<usize>> = Vec::new();
-    for (at, (old, new)) in before.iter().zip(after).enumerate() {
-        if old == new {
-            continue;
-        }
-        match ranges.last_mut() {
-            Some(range) if at - range.end <= GAP_BYTES_MAX => range.end = at + 1,
-            _ => ranges.push(at..at + 1),
-        }
-    }
-    ranges
 }
 
 #[cfg(test)]
@@ -168,16 +146,5 @@ mod tests {
         assert_eq!(first_run(&runs, &(15..40)), Some(20..21));
         assert_eq!(first_run(&runs, &(50..60)), Some(50..60));
         assert_eq!(first_run(&runs, &(130..200)), None);
-    }
-
-    #[test]
-    fn changes_near_each_other_become_one_write() {
-        let before = [1_u8; 4000];
-        let mut after = before;
-        for at in [0, 100, 612, 2000] {
-            after[at] = 0;
-        }
-        assert_eq!(changes(&before, &after), [0..613, 2000..2001]);
-        assert!(changes(&before, &before).is_empty());
     }
 }

@@ -17,7 +17,10 @@
 //! module. What this does not do: write, or decide whether what it proposes is done; the host proves every
 //! plan with another cage first.
 
+mod copied;
 mod copies;
+mod counts;
+mod diff;
 #[allow(dead_code, reason = "asked by the cures that can destroy evidence")]
 mod doubt;
 mod entries;
@@ -34,11 +37,19 @@ use instar_abi::choice::Decisions;
 use instar_abi::problem::Tier;
 use instar_abi::summary::{Outcome, Summary};
 
+use crate::check::leaks::ClusterSet;
+use crate::check::reader::Reader;
+use crate::check::recount::{overlaps, recount};
 use crate::check::{self, Checked};
 use crate::host::Host;
+use copied::FixCopied;
+use counts::FixCounts;
 use doubt::Doubt;
 use guard::Guard;
 use round::Round;
+
+/// The clusters of a window whose counts stay wrong may take the memory budget divided by this.
+const UNSETTLED_PART: usize = 12;
 
 /// What to plan for.
 #[derive(Debug, Clone, Copy)]
@@ -89,9 +100,31 @@ fn links<H: Host>(round: &mut Round<'_, H>, checked: &Checked, doubt: &Doubt) {
     }
 }
 
-/// Counts and flags.
-fn in_place<H: Host>(round: &mut Round<'_, H>, checked: &Checked, _: &Doubt) {
-    leaks::propose(round, checked);
+/// Counts, flags and frees. Proven leaks go along with other counts, which may stand in the same byte.
+fn in_place<H: Host>(round: &mut Round<'_, H>, checked: &Checked, doubt: &Doubt) {
+    let has_counts = FixCounts::is_wanted(checked, doubt);
+    let copied = FixCopied::wanted(checked, doubt);
+    if has_counts || copied.is_some() {
+        set(round, checked, doubt, copied);
+    }
+    if !has_counts {
+        leaks::propose(round, checked);
+    }
+}
+
+/// Sets counts and flags, as far as it is known what else is written with them.
+fn set<H: Host>(round: &mut Round<'_, H>, checked: &Checked, doubt: &Doubt, copied: Option<FixCopied>) {
+    let (Some(image), roots) = (&checked.image, &checked.roots) else { return };
+    let mut reader = Reader::new(image.bounds.len);
+    let Some(overlaps) = overlaps(round, &mut reader, image, roots, &checked.problems) else { return };
+    let counts = FixCounts::new(checked, image, &overlaps, doubt);
+    recount(round, &mut reader, image, roots, |round, reader, window| {
+        let mut unsettled = ClusterSet::new(round.memory_budget() / UNSETTLED_PART);
+        counts.window(round, reader, window, &mut unsettled);
+        if let Some(copied) = copied {
+            copied.window(round, reader, (checked, image), window, (&overlaps, &unsettled));
+        }
+    });
 }
 
 /// Feature bits of the header.

@@ -1,14 +1,20 @@
 //! One round's proposals, with the guard round them.
 //!
+//! A round is a host itself, so that what walks the image may propose while it does.
+//!
 //! Invariant: where anything but plain frees is proposed, the first step raises the guard and the last one lowers
 //! it; where nothing is proposed there is no step at all.
 
 use alloc::vec::Vec;
 
+use instar_abi::call::{DataRange, Phase, SnapshotRecord, TextKind};
 use instar_abi::cure::Cure;
+use instar_abi::extent::{Extent, MapRequest};
+use instar_abi::finding::{Finding, Owner};
+use instar_abi::problem::Problem;
 
 use super::guard::Guard;
-use crate::host::Host;
+use crate::host::{Host, Range};
 
 /// A proposed write: offset in the file and bytes.
 pub type Proposal = (u64, Vec<u8>);
@@ -40,10 +46,11 @@ impl<'h, H: Host> Round<'h, H> {
         if writes.is_empty() {
             return;
         }
-        if cure != Cure::FreeLeaks {
-            self.raise();
+        self.scope(cure, scope);
+        for (offset, bytes) in writes {
+            self.stage(*offset, bytes);
         }
-        self.propose(cure, scope, writes);
+        self.barrier();
     }
 
     /// The same for writes that are its scope themselves.
@@ -53,11 +60,9 @@ impl<'h, H: Host> Round<'h, H> {
         self.step(cure, &scope, writes);
     }
 
-    fn propose(&mut self, cure: Cure, scope: &[(u64, u64)], writes: &[Proposal]) {
-        self.host.scope(cure, scope);
-        for (offset, bytes) in writes {
-            self.host.stage(*offset, bytes);
-        }
+    fn guard(&mut self, cure: Cure, (offset, bytes): &Proposal) {
+        self.host.scope(cure, &[Guard::PLACE]);
+        self.host.stage(*offset, bytes);
         self.host.barrier();
         self.steps += 1;
     }
@@ -65,7 +70,7 @@ impl<'h, H: Host> Round<'h, H> {
     fn raise(&mut self) {
         if let (Some(guard), false) = (self.guard, self.is_guarded) {
             self.is_guarded = true;
-            self.propose(Cure::RaiseGuard, &[Guard::PLACE], &[guard.raised()]);
+            self.guard(Cure::RaiseGuard, &guard.raised());
         }
     }
 
@@ -79,7 +84,74 @@ impl<'h, H: Host> Round<'h, H> {
     /// Ends the round.
     pub fn finish(mut self) {
         if let (Some(guard), true) = (self.guard, self.is_guarded) {
-            self.propose(Cure::LowerGuard, &[Guard::PLACE], &[guard.lowered()]);
+            self.guard(Cure::LowerGuard, &guard.lowered());
         }
+    }
+}
+
+impl<H: Host> Host for Round<'_, H> {
+    fn file_len(&self, file: u32) -> Option<u64> {
+        self.host.file_len(file)
+    }
+
+    fn read(&mut self, ranges: &mut [Range], into: &mut [u8]) {
+        self.host.read(ranges, into);
+    }
+
+    fn data_ranges(&mut self, file: u32, offset: u64, len: u64, found: &mut Vec<DataRange>) {
+        self.host.data_ranges(file, offset, len, found);
+    }
+
+    fn finding(&mut self, finding: &Finding) {
+        self.host.finding(finding);
+    }
+
+    fn owner(&mut self, owner: &Owner) {
+        self.host.owner(owner);
+    }
+
+    fn text(&mut self, kind: TextKind, index: u32, bytes: &[u8]) {
+        self.host.text(kind, index, bytes);
+    }
+
+    fn snapshot(&mut self, record: &SnapshotRecord) {
+        self.host.snapshot(record);
+    }
+
+    fn progress(&mut self, phase: Phase, pass: u32, done: u64, total: u64) {
+        self.host.progress(phase, pass, done, total);
+    }
+
+    /// Opens a step, behind the guard unless it frees only. Whoever opens one has writes for it.
+    fn scope(&mut self, cure: Cure, ranges: &[(u64, u64)]) {
+        if cure != Cure::FreeLeaks {
+            self.raise();
+        }
+        self.steps += 1;
+        self.host.scope(cure, ranges);
+    }
+
+    fn stage(&mut self, offset: u64, bytes: &[u8]) {
+        self.host.stage(offset, bytes);
+    }
+
+    fn barrier(&mut self) {
+        self.host.barrier();
+    }
+
+    fn extent(&mut self, extent: &Extent) {
+        self.host.extent(extent);
+    }
+
+    fn inflated(&mut self, clusters: &[Result<&[u8], Problem>]) {
+        self.host.inflated(clusters);
+    }
+
+    fn next(&mut self, requests: &mut Vec<MapRequest>) {
+        self.host.next(requests);
+    }
+
+    fn memory_budget(&self) -> usize {
+        self.host.memory_budget()
     }
 }

@@ -1,0 +1,145 @@
+//! `FixCounts`: writes the counted number of users over a wrong one, both ways and at every width.
+//!
+//! Invariant: only counts of clusters of the file are written: of those in use the true count, and zero for
+//! proven leaks, which may share a byte with them. The count of an orphan stays as it is stored. What is left wrong:
+//! counts that do not fit the width, counts that must not be raised while there is evidence, and those of blocks
+//! that are something else too, which are never written in place.
+
+use core::ops::Range;
+
+use instar_abi::cure::Cure;
+use instar_abi::problem::Problem as P;
+
+use super::diff::Edits;
+use super::doubt::Doubt;
+use super::leaks::first_run;
+use crate::check::Checked;
+use crate::check::compare::{Blocks, block_offset};
+use crate::check::counts::{CHUNK_CLUSTERS, Chunk};
+use crate::check::leaks::ClusterSet;
+use crate::check::reader::Reader;
+use crate::check::recount::Window;
+use crate::check::report::Report;
+use crate::check::roots::Image;
+use crate::host::Host;
+use instar_abi::call::Phase;
+
+/// Bytes of refcount blocks, as far as they are changed, after which they are proposed as a step.
+const STEP_BYTES_MAX: usize = 2 << 20;
+
+/// The cure, as far as it may be applied.
+#[derive(Debug, Clone, Copy)]
+pub struct FixCounts<'a> {
+    checked: &'a Checked,
+    image: &'a Image,
+    /// Clusters that are two things.
+    overlaps: &'a ClusterSet,
+    may_lower: bool,
+    may_raise: bool,
+}
+
+impl<'a> FixCounts<'a> {
+    /// Whether there is anything for it to do.
+    #[must_use]
+    pub fn is_wanted(checked: &Checked, doubt: &Doubt) -> bool {
+        let problems = [P::RefcountTooHigh, P::RefcountContradicted, P::RefcountTooLow];
+        problems.iter().any(|problem| checked.problems.has(*problem) && doubt.may_set(*problem))
+    }
+
+    /// The cure in view of what is known.
+    #[must_use]
+    pub fn new(checked: &'a Checked, image: &'a Image, overlaps: &'a ClusterSet, doubt: &Doubt) -> Self {
+        let is_wanted = Self::is_wanted(checked, doubt);
+        let may_raise = is_wanted && doubt.may_set(P::RefcountTooLow);
+        Self { checked, image, overlaps, may_lower: is_wanted, may_raise }
+    }
+
+    /// Proposes the counts of a window. Clusters in use whose stored count stays wrong go to `unsettled`.
+    pub fn window<H: Host>(
+        &self,
+        host: &mut H,
+        reader: &mut Reader,
+        window: &Window<'_>,
+        unsettled: &mut ClusterSet,
+    ) {
+        let (image, roots) = (self.image, &self.checked.roots);
+        let per_block = image.header.refcount_width.per_block(image.header.cluster);
+        let phase = (Phase::Planning, window.pass);
+        let blocks = Blocks { image, roots, clusters: window.clusters.clone(), phase };
+        let mut edits = Edits::default();
+        let mut report = Report::new(true);
+        let want = |_: Range<u64>| true;
+        blocks.for_each(host, reader, &mut report, want, |host, _, base, before| {
+            let entry = roots.refcount_table.get(instar_abi::to_usize(base / per_block));
+            let Some(offset) = entry.and_then(|entry| block_offset(image, *entry)) else { return };
+            let mut after = before.to_vec();
+            let is_own = !self.overlaps.contains(image.header.cluster.index(offset));
+            self.block(&mut after, base, window, is_own, unsettled);
+            if is_own {
+                // A block at the end of the file may be physically short: what is changed is written.
+                edits.table(offset, before, &after);
+            }
+            if edits.bytes() >= STEP_BYTES_MAX {
+                edits.propose(host, Cure::FixCounts);
+            }
+        });
+        edits.propose(host, Cure::FixCounts);
+    }
+
+    /// Sets the counts of one block as far as they are the window's.
+    fn block(
+        &self,
+        bytes: &mut [u8],
+        base: u64,
+        window: &Window<'_>,
+        is_own: bool,
+        unsettled: &mut ClusterSet,
+    ) {
+        let width = self.image.header.refcount_width;
+        let end = base.saturating_add(width.per_block(self.image.header.cluster));
+        let clusters = base.max(window.clusters.start)..end.min(window.clusters.end);
+        let in_file = clusters.start..clusters.end.min(self.image.bounds.clusters());
+        let mut at = in_file.start;
+        while at < in_file.end {
+            let stop = (at | (CHUNK_CLUSTERS - 1)).saturating_add(1).min(in_file.end);
+            if let Some(chunk @ (Chunk::Narrow(_) | Chunk::Wide(_))) = window.counts.chunk_of(at) {
+                for cluster in at..stop {
+                    let slot = instar_abi::to_usize(cluster - base);
+                    let count = chunk.usage(instar_abi::to_usize(cluster % CHUNK_CLUSTERS)).count;
+                    let stored = width.get(bytes, slot).unwrap_or(0);
+                    if count == 0 || count == stored {
+                        continue;
+                    }
+                    let may_set = if stored > count { self.may_lower } else { self.may_raise };
+                    if !(is_own && may_set && width.set(bytes, slot, count)) {
+                        unsettled.insert(cluster);
+                    }
+                }
+            }
+            at = stop;
+        }
+        if self.may_lower {
+            self.free(bytes, base, clusters);
+        }
+    }
+
+    /// Sets the counts of proven leaks to zero.
+    fn free(&self, bytes: &mut [u8], base: u64, clusters: Range<u64>) {
+        let mut clear = |run: Range<u64>| {
+            for cluster in run {
+                let slot = instar_abi::to_usize(cluster - base);
+                if !self.image.header.refcount_width.set(bytes, slot, 0) {
+                    return;
+                }
+            }
+        };
+        let mut from = clusters.start;
+        while let Some(run) = first_run(&self.checked.free, &(from..clusters.end)) {
+            from = run.end;
+            clear(run);
+        }
+        if self.checked.frees_past_end {
+            clear(clusters.start.max(self.image.bounds.clusters())..clusters.end);
+        }
+    }
+}
