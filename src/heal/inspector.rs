@@ -93,14 +93,17 @@ impl Inspection {
         is_curable(problem, tier) && (problem != Problem::RefcountPastEof || is_sound())
     }
 
-    /// Items found that `tier` may cure, what the user has decided taken into account: once anything is decided,
-    /// everything that could be counts.
+    /// Items found that a plan for `tier` may be about. For `all` that takes in what the user has decided: once
+    /// anything is decided, everything that could be counts.
     #[must_use]
     pub fn mendable(&self, tier: Tier, decisions: Decisions) -> u64 {
         let is_open = |problem: Problem| problem.row().disposition == Disposition::Choice;
-        self.sum(|problem| {
-            is_curable(problem, tier) || (decisions != Decisions::default() && is_open(problem))
-        })
+        match tier {
+            Tier::Leaks => self.curable(tier),
+            Tier::All => self.sum(|problem| {
+                is_curable(problem, tier) || (decisions != Decisions::default() && is_open(problem))
+            }),
+        }
     }
 
     /// Items found about which only the user can decide.
