@@ -43,7 +43,8 @@ impl<'a> FixCounts<'a> {
     #[must_use]
     pub fn is_wanted(checked: &Checked, doubt: &Doubt) -> bool {
         let problems = [P::RefcountTooHigh, P::RefcountContradicted, P::RefcountTooLow];
-        problems.iter().any(|problem| checked.problems.has(*problem) && doubt.may_set(*problem))
+        let may_set = |problem| doubt.may_set(problem) && (problem == P::RefcountTooLow || doubt.may_lower());
+        problems.iter().any(|problem| checked.problems.has(*problem) && may_set(*problem))
     }
 
     /// The cure in view of what is known.
@@ -51,7 +52,7 @@ impl<'a> FixCounts<'a> {
     pub fn new(checked: &'a Checked, image: &'a Image, overlaps: &'a ClusterSet, doubt: &Doubt) -> Self {
         let is_wanted = Self::is_wanted(checked, doubt);
         let may_raise = is_wanted && doubt.may_set(P::RefcountTooLow);
-        Self { checked, image, overlaps, may_lower: is_wanted, may_raise }
+        Self { checked, image, overlaps, may_lower: is_wanted && doubt.may_lower(), may_raise }
     }
 
     /// Proposes the counts of a window. Clusters in use whose stored count stays wrong go to `unsettled`.

@@ -22,6 +22,18 @@ const LOST_COUNTS: &[Problem] = &[
     P::RefcountBlockShared,
     P::RefcountBlockMissing,
 ];
+/// Findings that cast doubt, but tell of counts and flags only, not of pointers.
+const COUNTS_ALONE: &[Problem] = &[
+    P::RefcountTooLow,
+    P::RefcountOverflow,
+    P::RefcountBlockMissing,
+    P::RefcountBlockShared,
+    P::HeaderRefcountTableOffset,
+    P::HeaderRefcountTableSize,
+    P::L1CopiedWrong,
+    P::L2CopiedWrong,
+    P::CompressedCopied,
+];
 /// Findings about pointers that lead past the end of the file, or to where it may have ended: they would lead
 /// into fresh clusters.
 const PAST_END: &[Problem] = &[
@@ -107,6 +119,13 @@ impl Doubt {
         self.may_mend(problem) || self.found.iter().any(|other| self.stays(other))
     }
 
+    /// Whether counts may be lowered. One that is too high may be all that tells of a user whose pointer is lost, and
+    /// keeps its cluster from being given away.
+    #[must_use]
+    pub fn may_lower(&self) -> bool {
+        self.found.iter().all(|problem| leaves_counts_proven(problem) || COUNTS_ALONE.contains(&problem))
+    }
+
     /// Whether a problem casts doubt and will not be mended.
     fn stays(&self, problem: Problem) -> bool {
         if leaves_counts_proven(problem) {
@@ -125,14 +144,22 @@ impl Doubt {
             P::L1EntryUnaligned | P::L1EntryPastEof => Decision::UnmapLostTables,
             _ => Decision::UnmapLostData,
         };
-        self.is_decided(decision)
-            || !(self.has_evidence() || self.found.has_any(LOST_PARTS) || self.are_counts_lost())
+        let is_evident = self.has_evidence() || self.found.has(P::RefcountTooHigh);
+        self.is_decided(decision) || !(is_evident || self.found.has_any(LOST_PARTS) || self.are_counts_lost())
     }
 
     /// Whether stored counts are not known everywhere.
     #[must_use]
     pub fn are_counts_lost(&self) -> bool {
         self.found.has_any(LOST_COUNTS)
+    }
+
+    /// Whether nothing but these problems casts doubt: what their cure leaves behind can be told for what it is.
+    #[must_use]
+    pub fn are_alone(&self, problems: &[Problem]) -> bool {
+        let is_mine = |problem: &Problem| problems.contains(problem);
+        self.found.iter().filter(is_mine).all(|problem| self.may_mend(problem))
+            && self.found.iter().all(|problem| is_mine(&problem) || leaves_counts_proven(problem))
     }
 
     /// Whether the file may become longer. The refcount structures come first where they lead past its end.

@@ -19,7 +19,7 @@ use crate::check::report::leaves_counts_proven;
 use crate::check::roots::Image;
 use crate::host::Host;
 use crate::ondisk::l1::L1Entry;
-use crate::ondisk::l2::L2Entry;
+use crate::ondisk::l2::{L2Entry, Mapping};
 
 /// Proposes the steps: one of each cure for every batch of entries.
 pub fn propose<H: Host>(round: &mut Round<'_, H>, checked: &Checked, doubt: &Doubt) {
@@ -69,25 +69,26 @@ impl Work<'_> {
                 .map(|(cure, after)| (cure, L2Entry { raw: after.0, bitmap: 0 }));
         }
         let cleared = reserved::l2(place.entry, &self.image.format, self.doubt);
-        if let Some(lost) = unmap::lost(self.image, place.entry) {
-            if let Some(payload) = lost.payload
-                && self.doubt.may_mend(lost.problem)
-                && let Some(after) = self.payloads.shortened(host, &mut self.reader, cleared, payload)
-            {
-                return Some((Cure::Unmap, after));
-            }
-            if lost.is_empty && self.is_empty_free || unmap::may_empty_l2(self.image, &lost, self.doubt) {
-                return Some((Cure::Unmap, unmap::emptied(place.entry, &self.image.format)));
-            }
+        let Some(lost) = unmap::lost(self.image, place.entry) else {
+            // Bits of an entry that cannot be used may be what is left of another kind of entry.
+            let is_usable = !matches!(cleared.decode(&self.image.format).0, Mapping::Damaged(_));
+            return (is_usable && cleared != place.entry).then_some((Cure::ClearReserved, cleared));
+        };
+        if let Some(payload) = lost.payload
+            && self.doubt.may_mend(lost.problem)
+            && let Some(after) = self.payloads.shortened(host, &mut self.reader, cleared, payload)
+        {
+            return Some((Cure::Unmap, after));
         }
-        (cleared != place.entry).then_some((Cure::ClearReserved, cleared))
+        let may_empty =
+            lost.is_empty && self.is_empty_free || unmap::may_empty_l2(self.image, &lost, self.doubt);
+        may_empty.then(|| (Cure::Unmap, unmap::emptied(place.entry, &self.image.format)))
     }
 
     fn mend_l1(&self, entry: L1Entry) -> Option<(Cure, L1Entry)> {
-        if let Some(problem) = unmap::lost_l1(self.image, entry)
-            && unmap::may_empty_l1(self.image, problem, self.doubt)
-        {
-            return Some((Cure::Unmap, L1Entry(0)));
+        if let Some(problem) = unmap::lost_l1(self.image, entry) {
+            let may_empty = unmap::may_empty_l1(self.image, problem, self.doubt);
+            return may_empty.then_some((Cure::Unmap, L1Entry(0)));
         }
         let cleared = reserved::l1(entry, self.doubt);
         (cleared != entry).then_some((Cure::ClearReserved, cleared))
@@ -106,7 +107,8 @@ fn is_empty_free<H: Host>(
     const LOST: &[P] = &[P::L2EntryUnaligned, P::L2EntryPastEof];
     let doubtful = |problem: &P| !leaves_counts_proven(*problem);
     let is_known = LOST.iter().all(|problem| checked.faults.has_all_of(*problem));
-    if !doubt.has_evidence()
+    let is_evident = doubt.has_evidence() || checked.problems.has(P::RefcountTooHigh);
+    if !is_evident
         || !is_known
         || checked.problems.has(P::OrphanTable)
         || !checked.problems.iter().filter(doubtful).all(|problem| LOST.contains(&problem))

@@ -14,6 +14,7 @@ use instar_abi::to_usize;
 use super::diff::writes;
 use super::round::{Proposal, Round};
 use crate::check::reader::{Bytes, Reader};
+use crate::check::roots::Roots;
 use crate::check::{Checked, ClusterRun};
 use crate::host::Host;
 use crate::ondisk::Header;
@@ -33,8 +34,18 @@ struct Block {
 
 /// Proposes the steps.
 pub fn propose<H: Host>(round: &mut Round<'_, H>, checked: &Checked) {
+    let (free, frees_past_end) = (checked.free.as_slice(), checked.frees_past_end);
+    release(round, checked, Leaks { cure: Cure::FreeLeaks, free, frees_past_end });
+}
+
+/// Proposes to free what a cure has left behind: clusters whose only user it has just taken away.
+pub fn propose_left<H: Host>(round: &mut Round<'_, H>, checked: &Checked, cure: Cure, left: ClusterRun) {
+    release(round, checked, Leaks { cure, free: &[left], frees_past_end: false });
+}
+
+fn release<H: Host>(round: &mut Round<'_, H>, checked: &Checked, leaks: Leaks<'_>) {
     let Some(image) = &checked.image else { return };
-    let leaks = Leaks { checked, header: &image.header, bounds: image.bounds };
+    let leaks = Release { roots: &checked.roots, header: &image.header, bounds: image.bounds, leaks };
     let blocks = leaks.blocks();
     let mut reader = Reader::new(image.bounds.len);
     let mut rest = blocks.as_slice();
@@ -46,24 +57,32 @@ pub fn propose<H: Host>(round: &mut Round<'_, H>, checked: &Checked) {
     }
 }
 
+/// What is to be freed.
 struct Leaks<'a> {
-    checked: &'a Checked,
-    header: &'a Header,
-    bounds: FileBounds,
+    cure: Cure,
+    free: &'a [ClusterRun],
+    frees_past_end: bool,
 }
 
-impl Leaks<'_> {
+struct Release<'a> {
+    roots: &'a Roots,
+    header: &'a Header,
+    bounds: FileBounds,
+    leaks: Leaks<'a>,
+}
+
+impl Release<'_> {
     /// The blocks that hold counts to be changed, in the order of the clusters they are for.
     fn blocks(&self) -> Vec<Block> {
         let per_block = self.header.refcount_width.per_block(self.header.cluster);
         let end = self.bounds.clusters();
-        let entries = (0_u64..).zip(&self.checked.roots.refcount_table);
+        let entries = (0_u64..).zip(&self.roots.refcount_table);
         let blocks = entries.filter_map(|(index, entry)| {
             let offset = RefcountTableEntry(*entry).block_offset();
             let base = index.checked_mul(per_block)?;
             let clusters = base..base.checked_add(per_block)?;
-            let is_wanted = (self.checked.frees_past_end && clusters.end > end)
-                || first_run(&self.checked.free, &clusters).is_some();
+            let is_wanted = (self.leaks.frees_past_end && clusters.end > end)
+                || first_run(self.leaks.free, &clusters).is_some();
             let is_there = offset != 0 && self.bounds.position(offset) == Position::Inside;
             (is_wanted && is_there).then_some(Block { offset, base })
         });
@@ -91,7 +110,7 @@ impl Leaks<'_> {
             }
             proposals.extend(changed);
         });
-        round.step(Cure::FreeLeaks, &scope, &proposals);
+        round.step(self.leaks.cure, &scope, &proposals);
         taken
     }
 
@@ -101,11 +120,11 @@ impl Leaks<'_> {
         let clusters = block.base..block.base + per_block;
         let mut after = bytes.to_vec();
         let mut from = clusters.start;
-        while let Some(run) = first_run(&self.checked.free, &(from..clusters.end)) {
+        while let Some(run) = first_run(self.leaks.free, &(from..clusters.end)) {
             self.clear(&mut after, block.base, &run);
             from = run.end;
         }
-        if self.checked.frees_past_end {
+        if self.leaks.frees_past_end {
             let past_end = clusters.start.max(self.bounds.clusters())..clusters.end;
             self.clear(&mut after, block.base, &past_end);
         }

@@ -5,7 +5,7 @@
 //! is the last one:
 //!
 //! ```text
-//! items      single entries: reserved bits, pointers to nothing                              entries
+//! items      entries and fields that are wrong by themselves         entries, snapshots, bitmaps, features
 //! links      clusters that are used as two things                                            copies
 //! refcounts  blocks and table that cannot be used, made anew at the end of the file          refcounts
 //! in place   counts, COPIED flags, frees                                                     counts, copied, leaks
@@ -17,6 +17,7 @@
 //! module. What this does not do: write, or decide whether what it proposes is done; the host proves every
 //! plan with another cage first.
 
+mod bitmaps;
 mod copied;
 mod copies;
 mod counts;
@@ -24,6 +25,7 @@ mod diff;
 #[allow(dead_code, reason = "asked by the cures that can destroy evidence")]
 mod doubt;
 mod entries;
+mod features;
 mod guard;
 mod leaks;
 mod payload;
@@ -31,6 +33,7 @@ mod places;
 mod reserved;
 #[allow(dead_code, reason = "proposed to by every cure")]
 mod round;
+mod snapshots;
 mod unmap;
 
 use instar_abi::choice::Decisions;
@@ -87,9 +90,12 @@ fn mend<H: Host>(host: &mut H, checked: &Checked, decisions: Decisions) {
     round.finish();
 }
 
-/// What is wrong with a table entry by itself.
+/// What is wrong with an entry or a field by itself.
 fn items<H: Host>(round: &mut Round<'_, H>, checked: &Checked, doubt: &Doubt) {
     entries::propose(round, checked, doubt);
+    snapshots::propose(round, checked, doubt);
+    let trust = bitmaps::propose(round, checked, doubt);
+    features::propose(round, checked, doubt, trust);
 }
 
 /// Clusters that are used as two things.
