@@ -169,6 +169,22 @@ impl Roots {
         self.repeated_blocks.sort_unstable();
     }
 
+    /// The same with another refcount table; where its place is not `kept`, the table takes no cluster.
+    #[must_use]
+    pub fn with_refcount_table(&self, entries: Vec<u64>, kept: bool) -> Self {
+        let is_kept = |region: &&Region| kept || region.table != Table::RefcountTable;
+        let mut roots = Self {
+            disks: self.disks.clone(),
+            regions: self.regions.iter().filter(is_kept).copied().collect(),
+            bitmaps: self.bitmaps.clone(),
+            refcount_table: entries,
+            repeated_blocks: Vec::new(),
+            is_active_found: self.is_active_found,
+        };
+        roots.find_repeated_blocks();
+        roots
+    }
+
     /// Whether an earlier entry of the refcount table points to the block of this one.
     #[must_use]
     pub fn is_block_repeated(&self, index: u64) -> bool {

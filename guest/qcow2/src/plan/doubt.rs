@@ -165,13 +165,17 @@ impl Doubt {
     /// Whether the file may become longer. The refcount structures come first where they lead past its end.
     #[must_use]
     pub fn may_grow(&self) -> bool {
-        self.may_rebuild() && !self.found.has_any(PAST_END_REFCOUNTS)
+        self.can_grow() && !self.found.has_any(PAST_END_REFCOUNTS)
     }
 
     /// Whether refcount structures may be made anew at the end of the file. Where counts are lost, an entry that
     /// leads nowhere is all that tells of what it led to, and the new counts would say that it is free.
     #[must_use]
     pub fn may_rebuild(&self) -> bool {
+        self.may_mend(P::RefcountBlockShared) && self.can_grow()
+    }
+
+    fn can_grow(&self) -> bool {
         !self.found.has_any(PAST_END)
             && !self.found.iter().any(|problem| LOST_POINTERS.contains(&problem) && !self.may_unmap(problem))
     }

@@ -30,6 +30,7 @@ mod guard;
 mod leaks;
 mod payload;
 mod places;
+mod refcounts;
 mod reserved;
 #[allow(dead_code, reason = "proposed to by every cure")]
 mod round;
@@ -80,7 +81,7 @@ pub fn run<H: Host>(host: &mut H, options: &Options) -> Summary {
 fn mend<H: Host>(host: &mut H, checked: &Checked, decisions: Decisions) {
     let doubt = Doubt::new(checked.problems, decisions);
     let mut round = Round::new(host, Guard::of(checked));
-    let classes: [fn(&mut Round<'_, H>, &Checked, &Doubt); 4] = [items, links, in_place, header];
+    let classes: [fn(&mut Round<'_, H>, &Checked, &Doubt); 5] = [items, links, structures, in_place, header];
     for class in classes {
         class(&mut round, checked, &doubt);
         if round.is_begun() {
@@ -104,6 +105,11 @@ fn links<H: Host>(round: &mut Round<'_, H>, checked: &Checked, doubt: &Doubt) {
     if !round.is_begun() {
         copies::propose_shared(round, checked, doubt);
     }
+}
+
+/// Refcount blocks and table.
+fn structures<H: Host>(round: &mut Round<'_, H>, checked: &Checked, doubt: &Doubt) {
+    refcounts::propose(round, checked, doubt);
 }
 
 /// Counts, flags and frees. Proven leaks go along with other counts, which may stand in the same byte.
