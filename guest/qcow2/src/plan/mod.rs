@@ -22,7 +22,6 @@ mod copied;
 mod copies;
 mod counts;
 mod diff;
-#[allow(dead_code, reason = "asked by the cures that can destroy evidence")]
 mod doubt;
 mod entries;
 mod features;
@@ -32,7 +31,6 @@ mod payload;
 mod places;
 mod refcounts;
 mod reserved;
-#[allow(dead_code, reason = "proposed to by every cure")]
 mod round;
 mod snapshots;
 mod unmap;
