@@ -13,6 +13,7 @@ use thiserror::Error;
 use crate::cli::mount::MountError;
 use crate::exit::Exit;
 use crate::heal::HealError;
+use crate::history::{HistoryError, Refusal};
 use crate::image::{HandleError, LockError, OpenError};
 use crate::report::{escape_message, escape_path};
 use crate::sandbox::error::SandboxError;
@@ -44,6 +45,21 @@ pub enum Error {
         #[source]
         source: HealError,
     },
+    /// Past repairs speak against one more.
+    #[error("{}: {}", escape_path(image), source.ending().route().sentence)]
+    Refused {
+        /// The image.
+        image: PathBuf,
+        /// Why.
+        #[source]
+        source: Refusal,
+    },
+    /// The image's file could not be opened to tell which one it is.
+    #[error(transparent)]
+    NoImage(OpenError),
+    /// The history could not be read.
+    #[error("history")]
+    History(#[source] HistoryError),
     /// A repair came to an end without a single job.
     #[error("the repair ended before anything was looked at")]
     NothingRan,
@@ -95,7 +111,9 @@ impl Error {
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::Image(HandleError::Open(error)) | Self::DataFile(error) => open_hint(error),
+            Self::Image(HandleError::Open(error)) | Self::DataFile(error) | Self::NoImage(error) => {
+                open_hint(error)
+            }
             Self::Image(HandleError::Lock(LockError::Busy { .. })) => {
                 Some("shut the virtual machine down, or wait until the other program is done, and try again")
             }
@@ -104,12 +122,14 @@ impl Error {
                 sandbox_hint(source)
             }
             Self::Heal { source, .. } => Some(source.ending().route().next).filter(|next| !next.is_empty()),
+            Self::Refused { source, .. } => Some(source.ending().route().next),
             Self::Mount(error) => error.hint(),
             Self::NotBuilt { instead, .. } => Some(instead),
             Self::LogFilter { .. } => Some("examples: --log=debug, --log=instar_mount::sandbox=trace"),
             Self::Image(HandleError::Lock(LockError::Io { .. }))
             | Self::ProgressFd { .. }
             | Self::NothingRan
+            | Self::History(_)
             | Self::Output(_)
             | Self::Json(_) => None,
         }

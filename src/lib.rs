@@ -9,6 +9,7 @@ pub mod error;
 pub mod exit;
 pub mod fuse;
 pub mod heal;
+pub mod history;
 pub mod image;
 pub mod report;
 pub mod sandbox;

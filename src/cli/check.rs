@@ -1,9 +1,8 @@
 //! `instar check`.
 
-use instar_abi::problem::Tier;
-
 use super::inspect::Inspector;
-use super::options::{CheckArgs, ExitCodes, OutputFormat};
+use super::memory::Memory;
+use super::options::{CheckArgs, ExitCodes, OutputFormat, RecordsArgs, RepairArgs, StateArgs};
 use super::repair::Repaired;
 use super::{chain, repair, say};
 use crate::error::Error;
@@ -22,10 +21,10 @@ pub fn run(args: &CheckArgs) -> Result<Exit, Error> {
     if args.chain.chain {
         return chain::run(args, &watch);
     }
-    let tier = args.repair.built_tier()?;
+    args.repair.built_tier()?;
     let image = ImageHandle::open(&args.image, Mode::Read)?;
     let inspector = Inspector::new(&image, &args.cage, watch)?.with_deep(args.deep);
-    let report = examine(&image, &inspector, tier, args.repair.preview)?.report;
+    let report = examine(&image, &inspector, &args.repair, &args.state)?.report;
     print(&report, args.output, HumanOptions { all: args.all, quiet: args.quiet })?;
     Ok(report.exit(args.exit_code == ExitCodes::Detailed))
 }
@@ -49,21 +48,23 @@ fn watch(args: &CheckArgs) -> Result<Watch, Error> {
 pub(super) fn examine(
     image: &ImageHandle,
     inspector: &Inspector,
-    tier: Option<Tier>,
-    preview: bool,
+    args: &RepairArgs,
+    state: &StateArgs,
 ) -> Result<Repaired, Error> {
-    match tier {
+    match args.built_tier()? {
         None => {
-            warn_of_interruption(image)?;
-            Ok(Repaired { report: inspector.check()?, preview: None })
+            warn_of_interruption(image, &args.records)?;
+            let mut report = inspector.check()?;
+            report.recurring = Memory::of(image, state).recurring(&report.tally);
+            Ok(Repaired { report, preview: None })
         }
-        Some(tier) => repair::repair(image, inspector, tier, preview),
+        Some(tier) => repair::repair(image, inspector, tier, args, state),
     }
 }
 
 /// Says that the image is not in the state that an interrupted repair or undo was to leave it in.
-fn warn_of_interruption(image: &ImageHandle) -> Result<(), Error> {
-    let pending = heal::pending(image, None)
+fn warn_of_interruption(image: &ImageHandle, records: &RecordsArgs) -> Result<(), Error> {
+    let pending = heal::pending(image, records.undo_dir.as_deref())
         .map_err(|source| Error::Heal { image: image.path().to_owned(), source })?;
     let name = escape_path(image.path());
     match pending {

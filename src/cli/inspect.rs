@@ -70,6 +70,15 @@ impl Inspector {
         job
     }
 
+    /// What is asked for, in words, by which version and with which means: two requests with the same words do the
+    /// same to the same image.
+    #[must_use]
+    pub fn request(&self, what: &str) -> String {
+        let (version, sandbox) = (env!("CARGO_PKG_VERSION"), self.choice);
+        let deep = if self.deep { ", deep" } else { "" };
+        format!("instar {version}: {what}; cage {sandbox:?}, memory {} bytes{deep}", self.memory_bytes)
+    }
+
     /// Which cage was asked for.
     #[must_use]
     pub const fn choice(&self) -> SandboxChoice {

@@ -13,9 +13,11 @@ use crate::exit::Exit;
 
 pub mod chain;
 pub mod check;
+pub mod history;
 pub mod info;
 pub mod inspect;
 pub mod log;
+pub mod memory;
 pub mod mount;
 pub mod options;
 pub mod repair;

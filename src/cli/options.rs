@@ -57,6 +57,8 @@ pub enum Command {
     Undo(UndoArgs),
     /// Tell what an image is: format, sizes, features, snapshots, names of other files. Counts nothing.
     Info(InfoArgs),
+    /// Tell which repairs of an image are remembered, and how they ended.
+    History(HistoryArgs),
 }
 
 /// Logging.
@@ -78,6 +80,9 @@ pub struct CheckArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "the type says it")]
     pub cage: CageArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the type says it")]
+    pub state: StateArgs,
     /// How to print the result.
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     pub output: OutputFormat,
@@ -168,6 +173,12 @@ pub struct ResumeArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "the type says it")]
     pub cage: CageArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the type says it")]
+    pub records: RecordsArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the type says it")]
+    pub state: StateArgs,
     /// How to print the result.
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     pub output: OutputFormat,
@@ -179,6 +190,26 @@ pub struct ResumeArgs {
 /// `instar undo`.
 #[derive(Debug, Args)]
 pub struct UndoArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the type says it")]
+    pub records: RecordsArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the type says it")]
+    pub state: StateArgs,
+    /// The image.
+    #[arg(value_name = "IMAGE")]
+    pub image: PathBuf,
+}
+
+/// `instar history`.
+#[derive(Debug, Args)]
+pub struct HistoryArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the type says it")]
+    pub state: StateArgs,
+    /// How to print the result.
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: OutputFormat,
     /// The image.
     #[arg(value_name = "IMAGE")]
     pub image: PathBuf,
@@ -200,6 +231,9 @@ pub struct MountOptions {
     #[command(flatten)]
     #[expect(missing_docs, reason = "the type says it")]
     pub below: BelowArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the type says it")]
+    pub state: StateArgs,
     /// Stay in the foreground instead of going to the background once the mount answers.
     #[arg(long, short)]
     pub foreground: bool,
@@ -220,8 +254,26 @@ pub struct MountOptions {
     pub mountpoint: PathBuf,
 }
 
+/// Where past repairs are remembered.
+#[derive(Debug, Clone, Default, Args)]
+pub struct StateArgs {
+    /// Remember repairs in FOLDER; `none` remembers nothing. [default: /var/lib/instar for root, else
+    /// $XDG_STATE_HOME/instar or ~/.local/state/instar]
+    #[arg(long, value_name = "FOLDER", env = "INSTAR_STATE_DIR", hide_env_values = true)]
+    pub state_dir: Option<PathBuf>,
+}
+
+/// Where a repair keeps its records.
+#[derive(Debug, Clone, Default, Args)]
+pub struct RecordsArgs {
+    /// Keep undo file and journal in FOLDER instead of beside the image. Whoever finishes or takes back the repair has
+    /// to name the same folder.
+    #[arg(long, value_name = "FOLDER")]
+    pub undo_dir: Option<PathBuf>,
+}
+
 /// What may be written.
-#[derive(Debug, Clone, Copy, Default, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct RepairArgs {
     /// Repair what TIER allows; `leaks` (the default) only frees clusters that nothing uses. The repair is
     /// proven on a copy by a fresh check before the image is touched, and can be undone.
@@ -231,9 +283,22 @@ pub struct RepairArgs {
     /// Stop before anything is written: show what the repair would do.
     #[arg(long, requires = "repair")]
     pub preview: bool,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the type says it")]
+    pub records: RecordsArgs,
 }
 
 impl RepairArgs {
+    /// What is asked for, in words.
+    #[must_use]
+    pub fn request(&self) -> String {
+        match self.repair {
+            None => "check".to_owned(),
+            Some(RepairTier::Leaks) => "repair=leaks".to_owned(),
+            Some(RepairTier::All) => "repair=all".to_owned(),
+        }
+    }
+
     /// The tier that was asked for, if any and if it is built.
     ///
     /// # Errors

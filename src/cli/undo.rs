@@ -2,13 +2,14 @@
 //! was finished.
 
 use super::inspect::Inspector;
+use super::memory::{Ended, Memory};
 use super::options::{ResumeArgs, UndoArgs};
 use super::{check, repair, say};
 use crate::error::Error;
 use crate::exit::Exit;
-use crate::heal;
+use crate::heal::{self, HealError};
 use crate::image::{ImageHandle, Mode};
-use crate::report::{HumanOptions, Watch, escape_path};
+use crate::report::{HumanOptions, Tally, Watch, escape_path};
 
 /// Finishes an interrupted repair.
 ///
@@ -17,7 +18,7 @@ use crate::report::{HumanOptions, Watch, escape_path};
 pub fn resume(args: &ResumeArgs) -> Result<Exit, Error> {
     let image = ImageHandle::open(&args.image, Mode::Read)?;
     let inspector = Inspector::new(&image, &args.cage, Watch::default())?;
-    let report = repair::resume(&image, &inspector)?.report;
+    let report = repair::resume(&image, &inspector, &args.records, &args.state)?.report;
     check::print(&report, args.output, HumanOptions::default())?;
     Ok(report.exit(false))
 }
@@ -28,8 +29,18 @@ pub fn resume(args: &ResumeArgs) -> Result<Exit, Error> {
 /// Whatever kept them from being put back.
 pub fn undo(args: &UndoArgs) -> Result<Exit, Error> {
     let image = ImageHandle::open(&args.image, Mode::Read)?;
-    let ending =
-        heal::undo(&image, None).map_err(|source| Error::Heal { image: image.path().to_owned(), source })?;
+    let attempt = Memory::of(&image, &args.state).begin("undo".to_owned())?;
+    let result = heal::undo(&image, args.records.undo_dir.as_deref());
+    let outcome = result.as_ref().map_or_else(HealError::ending, |ending| *ending).id();
+    attempt.end(&Ended {
+        outcome,
+        failed: false,
+        plan_digest: None,
+        attested: None,
+        before: &Tally::default(),
+        after: None,
+    });
+    let ending = result.map_err(|source| Error::Heal { image: image.path().to_owned(), source })?;
     say::result(|out| writeln!(out, "{}: {}", escape_path(&args.image), ending.route().sentence))?;
     Ok(Exit::Consistent)
 }

@@ -108,6 +108,9 @@ endings! {
     NotWritable "not-writable" Failed
         "the image cannot be written, nothing was written";
         "run as a user who may write it, on a file system that is not read-only"
+    Exhausted "exhausted" Failed
+        "the same repair of the same image has failed too often to be tried again, nothing was written";
+        "keep a copy and report it with the image's metadata; another tier or decision, or changed bytes, start anew"
     InUse "in-use" Failed
         "another program uses the image, nothing was written"; "stop it, then run the same again"
     CageFailed "cage-failed" Failed

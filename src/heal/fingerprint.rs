@@ -18,7 +18,7 @@ const CHUNK_BYTES: u64 = 1 << 20;
 ///
 /// # Errors
 /// Those of the storage.
-pub(super) fn of(before: &dyn Backend, ranges: &[(u64, u64)]) -> io::Result<[u8; 32]> {
+pub(crate) fn of(before: &dyn Backend, ranges: &[(u64, u64)]) -> io::Result<[u8; 32]> {
     let mut hash = Sha256::new();
     hash.update(b"instar fingerprint 1\n");
     hash.update(before.len().to_le_bytes());

@@ -43,6 +43,7 @@ mod verify;
 pub use cage::CageInspector;
 pub use ending::{Ending, ExitRule, Route};
 pub use error::HealError;
+pub(crate) use fingerprint::of as fingerprint;
 pub use guard::{GUARD_BYTES_MAX, Guard};
 pub use inspector::{Inspection, Inspector, Ran};
 pub use journal::Binding;

@@ -16,6 +16,7 @@ use super::sentence::{disk_name, sentence, table_name};
 use super::tally::TallyRow;
 use super::touched::Touched;
 use super::units::{bytes, counted};
+use crate::history::Recurring;
 
 /// Problems shown before the rest is only counted.
 const ROWS_MAX: usize = 8;
@@ -55,6 +56,7 @@ pub fn write_check(report: &CheckReport, options: HumanOptions, out: &mut dyn Wr
     if let Some(repair) = &report.repair {
         write_repair(repair, out)?;
     }
+    write_recurring(&report.recurring, out)?;
     write_next(report, options, out)?;
     write_sandbox(&report.sandbox, out)
 }
@@ -187,6 +189,18 @@ fn write_repair(repair: &RepairFacts, out: &mut dyn Write) -> io::Result<()> {
     }
     if !route.next.is_empty() {
         writeln!(out, "  next: {}", route.next)?;
+    }
+    Ok(())
+}
+
+fn write_recurring(recurring: &[Recurring], out: &mut dyn Write) -> io::Result<()> {
+    for Recurring { problem, repairs } in recurring {
+        writeln!(
+            out,
+            "\n  warning: recurring-damage: {problem} had been repaired {} before; suspect the storage below, or \
+             who writes to the image",
+            counted((*repairs).into(), "time", "times")
+        )?;
     }
     Ok(())
 }

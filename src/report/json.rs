@@ -18,6 +18,7 @@ use super::model::{CheckReport, KeptFinding, RepairFacts, SandboxFacts, Verdict,
 use super::names::Names;
 use super::sentence::{sentence, table_name};
 use super::tally::TallyRow;
+use crate::history::Recurring;
 use crate::sandbox::CageKind;
 
 /// What `instar check --output=json` prints, and `.instar/report.json` in a mount holds.
@@ -75,8 +76,22 @@ pub struct CheckDocument {
     /// Whether a fresh cage proved the repair.
     #[serde(skip_serializing_if = "Option::is_none")]
     attestation: Option<AttestationDocument>,
+    /// Problems that had been repaired before, again and again: the storage below is suspect.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    recurring_damage: Vec<RecurringDocument>,
     /// Where the image was looked at, and what that cost.
     sandbox: SandboxDocument,
+}
+
+/// A problem that comes back after it was repaired.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct RecurringDocument {
+    /// The problem's permanent id (docs/problems.md).
+    problem: String,
+    /// How often it was repaired before.
+    repairs: u32,
 }
 
 /// All findings of one problem.
@@ -299,6 +314,7 @@ pub fn check_json(report: &CheckReport) -> CheckDocument {
             .repair
             .as_ref()
             .and_then(|repair| repair.plan.as_ref().map(|_| AttestationDocument { proven: repair.attested })),
+        recurring_damage: report.recurring.iter().map(recurring).collect(),
         sandbox: sandbox(&report.sandbox, summary),
     }
 }
@@ -330,7 +346,7 @@ pub fn image_json(report: &ImageReport) -> ImageDocument {
     }
 }
 
-fn filename(path: &Path) -> String {
+pub(super) fn filename(path: &Path) -> String {
     path.to_str().map_or_else(|| escape_path(path), str::to_owned)
 }
 
@@ -393,8 +409,17 @@ fn plan(facts: &RepairFacts) -> Option<PlanDocument> {
         steps: plan.steps,
         writes: plan.writes,
         write_bytes: plan.write_bytes,
-        digest: plan.digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+        digest: hex(&plan.digest),
     })
+}
+
+/// Bytes in hexadecimal.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn recurring(recurring: &Recurring) -> RecurringDocument {
+    RecurringDocument { problem: recurring.problem.clone(), repairs: recurring.repairs }
 }
 
 fn sandbox(facts: &SandboxFacts, summary: &Summary) -> SandboxDocument {

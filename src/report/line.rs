@@ -25,6 +25,12 @@ pub fn line(report: &CheckReport, served: &Path) -> String {
     if matches!(report.verdict(), Verdict::Corruptions | Verdict::Incomplete) {
         add("ranges that are lost read as I/O errors, other damaged ones may read wrong bytes".to_owned());
     }
+    for recurring in &report.recurring {
+        add(format!(
+            "recurring-damage: {} was repaired {} times before",
+            recurring.problem, recurring.repairs
+        ));
+    }
     if report.summary.features & feature::ENCRYPTED != 0 {
         add("encrypted: guest data stays sealed".to_owned());
     }

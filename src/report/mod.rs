@@ -7,6 +7,7 @@
 mod collect;
 mod describe;
 mod escape;
+mod history;
 mod human;
 mod json;
 mod line;
@@ -26,6 +27,7 @@ pub mod units;
 pub use collect::Collector;
 pub use describe::ImageReport;
 pub use escape::{escape_bytes, escape_message, escape_path};
+pub use history::{HistoryDocument, history_json, write_history};
 pub use human::{HumanOptions, headline, write_check, write_image};
 pub use json::{CheckDocument, check_json, image_json};
 pub use line::line;

@@ -11,6 +11,7 @@ use super::names::Names;
 use super::tally::Tally;
 use crate::exit::Exit;
 use crate::heal::{Ending, PlanFacts};
+use crate::history::Recurring;
 use crate::sandbox::CageKind;
 use crate::sandbox::observer::RunStats;
 
@@ -103,6 +104,8 @@ pub struct CheckReport {
     pub sandbox: SandboxFacts,
     /// The repair, where one was asked for.
     pub repair: Option<RepairFacts>,
+    /// Problems that were found although they had been repaired before, again and again.
+    pub recurring: Vec<Recurring>,
 }
 
 impl CheckReport {
@@ -110,7 +113,17 @@ impl CheckReport {
     #[must_use]
     pub fn new(image: PathBuf, summary: Summary, collected: Collector, sandbox: SandboxFacts) -> Self {
         let Collector { tally, findings, findings_dropped, names, .. } = collected;
-        Self { image, summary, tally, findings, findings_dropped, names, sandbox, repair: None }
+        Self {
+            image,
+            summary,
+            tally,
+            findings,
+            findings_dropped,
+            names,
+            sandbox,
+            repair: None,
+            recurring: Vec::new(),
+        }
     }
 
     /// What it all comes to.

@@ -62,12 +62,12 @@ pub fn run(options: &MountOptions) -> Result<Exit, Error> {
         background::take_name().map_err(MountError::Background)?;
     }
     log::start(&options.log)?;
-    let tier = options.repair.built_tier()?;
+    options.repair.built_tier()?;
     let ending = Ending::catch().map_err(MountError::Signals)?;
     let image = Arc::new(ImageHandle::open(&options.image, Mode::Read)?);
     let point = MountPoint::check(&options.mountpoint, image.file().identity()).map_err(MountError::Point)?;
     let inspector = Inspector::new(&image, &options.cage, Watch::people(options.quiet))?;
-    let examined = examine(&image, &inspector, tier, options.repair.preview)?;
+    let examined = examine(&image, &inspector, &options.repair, &options.state)?;
     let mut job = inspector.job(JobKind::Map);
     if let Some(overlay) = &examined.preview {
         job.image = overlay.clone();
