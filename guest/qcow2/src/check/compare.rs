@@ -86,13 +86,13 @@ pub struct Blocks<'a> {
 
 impl Blocks<'_> {
     /// Reads the blocks and hands each to `take` with the number of its first cluster; blocks that `want` has
-    /// no use for are not read.
+    /// no use for are not read. It is told whether the block is known to be a hole, which is not read either.
     pub fn for_each<H: Host>(
         &self,
         host: &mut H,
         reader: &mut Reader,
         report: &mut Report,
-        want: impl Fn(Range<u64>) -> bool,
+        want: impl Fn(&Range<u64>, bool) -> bool,
         mut take: impl FnMut(&mut H, &mut Report, u64, &[u8]),
     ) {
         let table = &self.roots.refcount_table;
@@ -102,7 +102,7 @@ impl Blocks<'_> {
         let mut blocks = (first..end).filter_map(|index| {
             let base = index as u64 * per_block;
             let offset = table.get(index).and_then(|entry| block_offset(self.image, *entry))?;
-            want(base..base + per_block).then_some((base, offset))
+            want(&(base..base + per_block), false).then_some((base, offset))
         });
         let cluster_bytes = self.image.header.cluster.usize();
         let (mut zero_blocks, mut zeros) = (0, Vec::new());
@@ -113,13 +113,15 @@ impl Blocks<'_> {
                 return;
             }
             while let Some((base, offset)) = rest.first() {
-                host.progress(self.phase.0, self.phase.1, base / per_block, end as u64);
                 let asks = zero_blocks >= ZERO_BLOCKS_MIN;
                 let taken = if asks && reader.is_hole(host, *offset, cluster_bytes) {
-                    zeros.resize(cluster_bytes, 0);
-                    take(host, report, *base, &zeros);
+                    if want(&(*base..*base + per_block), true) {
+                        zeros.resize(cluster_bytes, 0);
+                        take(host, report, *base, &zeros);
+                    }
                     1
                 } else {
+                    host.progress(self.phase.0, self.phase.1, base / per_block, end as u64);
                     let read = rest
                         .iter()
                         .skip(1)
@@ -179,11 +181,11 @@ pub struct Wanted<'a> {
 
 impl Wanted<'_> {
     /// Whether the block of these clusters has anything to tell. One that an earlier entry of the table points to
-    /// as well is a fault by itself; of clusters that nothing uses it tells nothing.
-    pub fn wants(&self, clusters: &Range<u64>) -> bool {
+    /// as well is a fault by itself; of clusters that nothing uses it tells nothing, and neither does a hole.
+    pub fn wants(&self, clusters: &Range<u64>, is_hole: bool) -> bool {
         let per_block = clusters.end - clusters.start;
         let index = clusters.start / per_block;
-        if !self.roots.is_block_repeated(index) {
+        if !is_hole && !self.roots.is_block_repeated(index) {
             return true;
         }
         let mut chunks = (clusters.start..clusters.end).step_by(1 << CHUNK_BITS);

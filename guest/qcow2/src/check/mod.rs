@@ -338,7 +338,7 @@ impl Check {
             host,
             reader,
             report,
-            |range| asked.wants(&range),
+            |range, is_hole| asked.wants(range, is_hole),
             |host, report, base, bytes| comparison.block(host, report, roots, base, bytes),
         );
         comparison.missing_below(host, report, roots, u64::MAX);

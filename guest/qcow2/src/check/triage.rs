@@ -192,7 +192,7 @@ impl Triage {
         let per_block = image.header.refcount_width.per_block(image.header.cluster);
         let mut tables = self.tables.clone();
         tables.sort_unstable();
-        let want = |range: Range<u64>| leaks.first_in(range).is_some();
+        let want = |range: &Range<u64>, is_hole: bool| !is_hole && leaks.first_in(range.clone()).is_some();
         let blocks = Blocks { image, roots, clusters: 0..end, phase: (Phase::Triage, pass) };
         blocks.for_each(host, reader, report, want, |host, report, base, bytes| {
             let mut at = base;

@@ -69,7 +69,7 @@ impl<'a> FixCounts<'a> {
         let blocks = Blocks { image, roots, clusters: window.clusters.clone(), phase };
         let mut edits = Edits::default();
         let mut report = Report::new(true);
-        let want = |_: Range<u64>| true;
+        let want = |_: &Range<u64>, _: bool| true;
         blocks.for_each(host, reader, &mut report, want, |host, _, base, before| {
             let entry = roots.refcount_table.get(instar_abi::to_usize(base / per_block));
             let Some(offset) = entry.and_then(|entry| block_offset(image, *entry)) else { return };
