@@ -13,18 +13,24 @@ const CLUSTER: usize = 65_536;
 /// Entries of a large table.
 const ENTRIES: u32 = 1 << 20;
 
-/// A file in memory that counts what is asked of it.
+/// A file in memory that counts what is asked of it; behind its bytes it is a hole.
 #[derive(Debug)]
 struct Counted {
     bytes: Memory,
+    len: u64,
     read_bytes: AtomicU64,
     hole_questions: AtomicU64,
 }
 
 impl Counted {
     fn new(bytes: Vec<u8>) -> Arc<Self> {
+        let len = bytes.len() as u64;
+        Self::with_hole(bytes, len)
+    }
+
+    fn with_hole(bytes: Vec<u8>, len: u64) -> Arc<Self> {
         let bytes = Memory(parking_lot::RwLock::new(bytes));
-        Arc::new(Self { bytes, read_bytes: AtomicU64::new(0), hole_questions: AtomicU64::new(0) })
+        Arc::new(Self { bytes, len, read_bytes: AtomicU64::new(0), hole_questions: AtomicU64::new(0) })
     }
 
     fn check(self: &Arc<Self>) -> Checked {
@@ -35,12 +41,15 @@ impl Counted {
 
 impl Backend for Counted {
     fn len(&self) -> u64 {
-        self.bytes.len()
+        self.len
     }
 
     fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
         self.read_bytes.fetch_add(into.len() as u64, Ordering::Relaxed);
-        self.bytes.read_at(into, offset)
+        let there = self.bytes.len().saturating_sub(offset).min(into.len() as u64);
+        let (bytes, hole) = into.split_at_mut(usize::try_from(there).map_err(io::Error::other)?);
+        hole.fill(0);
+        if bytes.is_empty() { Ok(()) } else { self.bytes.read_at(bytes, offset) }
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
@@ -57,7 +66,8 @@ impl Backend for Counted {
 
     fn data_ranges(&self, offset: u64, len: u64) -> io::Result<Vec<(u64, u64)>> {
         self.hole_questions.fetch_add(1, Ordering::Relaxed);
-        Ok(vec![(offset, len)])
+        let end = offset.saturating_add(len).min(self.bytes.len());
+        Ok(if offset < end { vec![(offset, end - offset)] } else { Vec::new() })
     }
 }
 
@@ -147,4 +157,25 @@ fn leaks_between_clusters_in_use_are_not_asked_about_one_by_one() {
     assert_eq!((checked.ids(), leaks), (vec!["orphan-data", "refcount-leak"], 398));
     let questions = image.hole_questions.load(Ordering::Relaxed);
     assert!(questions <= 4, "asked {questions} times which parts of {} MiB are holes", image.len() >> 20);
+}
+
+#[test]
+fn refcount_blocks_in_a_hole_are_not_read() {
+    const BLOCKS: usize = 16 * CLUSTER / 8;
+    let mut bytes = image(64, 512 << 20);
+    let (table, hole) = (16 * CLUSTER, 64 * CLUSTER);
+    put(&mut bytes, 48, &[&(table as u64).to_be_bytes(), &16_u32.to_be_bytes()]);
+    put(&mut bytes, table, &[&(2 * CLUSTER as u64).to_be_bytes()]);
+    for block in 1..BLOCKS {
+        put(&mut bytes, table + block * 8, &[&((hole + block * CLUSTER) as u64).to_be_bytes()]);
+    }
+    let image = Counted::with_hole(bytes, (hole + BLOCKS * CLUSTER) as u64);
+    let checked = image.check();
+    assert!(checked.ids().contains(&"refcount-too-low"), "{:?}", checked.ids());
+    let counted: u64 = checked.findings.iter().map(|finding| finding.count).sum();
+    assert!(counted >= BLOCKS as u64, "{counted} of {BLOCKS} blocks told of, which nothing counts");
+    let read_bytes = image.read_bytes.load(Ordering::Relaxed);
+    assert!(read_bytes < 64 << 20, "{read_bytes} bytes read of a file of {}", image.len());
+    let questions = image.hole_questions.load(Ordering::Relaxed);
+    assert!(questions <= 64, "asked {questions} times which parts of {} GiB are holes", image.len() >> 30);
 }
