@@ -31,8 +31,12 @@ pub fn run<H: Host>(host: &mut H) -> Summary {
     let roots = match Roots::load(host) {
         Ok(roots) => roots,
         Err(fault) => {
+            let salvaged = Roots::salvage(host);
+            if let Some(roots) = &salvaged {
+                chain_names(host, roots);
+            }
             let summary = refused(host, &fault);
-            return with_plain_facts(host, summary);
+            return with_plain_facts(host, summary, salvaged.as_ref());
         }
     };
     chain_names(host, &roots);
@@ -60,7 +64,7 @@ pub fn run<H: Host>(host: &mut H) -> Summary {
 }
 
 /// The summary of an image whose header is refused, with what the header has to tell all the same.
-fn with_plain_facts<H: Host>(host: &mut H, summary: Summary) -> Summary {
+fn with_plain_facts<H: Host>(host: &mut H, summary: Summary, salvaged: Option<&Roots>) -> Summary {
     let len = host.file_len(FILE_IMAGE).unwrap_or(0).min(FIXED_BYTES as u64);
     let mut bytes = alloc::vec![0; to_usize(len)];
     let facts = match read(host, 0, &mut bytes) {
@@ -68,10 +72,13 @@ fn with_plain_facts<H: Host>(host: &mut H, summary: Summary) -> Summary {
         Err(_) => PlainFacts::default(),
     };
     Summary {
+        outcome: summary.outcome,
+        unsupported: summary.unsupported,
+        findings: summary.findings,
         version: facts.version.unwrap_or(0),
         cluster_bits: facts.cluster_bits.unwrap_or(0),
         virtual_size: facts.virtual_size.unwrap_or(0),
-        ..summary
+        ..salvaged.map_or(summary, Roots::summary)
     }
 }
 

@@ -37,7 +37,22 @@ impl Roots {
     pub fn load<H: Host>(host: &mut H) -> Result<Self, Fault> {
         let file_len = host.file_len(FILE_IMAGE).unwrap_or(0);
         let fixed = bytes_at_start(host, file_len.min(FIXED_BYTES as u64))?;
-        let (header, mut faults) = Header::decode(&fixed)?;
+        let (header, faults) = Header::decode(&fixed)?;
+        Self::below(host, header, faults)
+    }
+
+    /// What there is of them in an image whose header is refused: see [`Header::salvage`]. Its faults are not told
+    /// of, since a field that was taken for something else may be their cause.
+    #[must_use]
+    pub fn salvage<H: Host>(host: &mut H) -> Option<Self> {
+        let file_len = host.file_len(FILE_IMAGE).unwrap_or(0);
+        let fixed = bytes_at_start(host, file_len.min(FIXED_BYTES as u64)).ok()?;
+        let roots = Self::below(host, Header::salvage(&fixed)?, Vec::new()).ok()?;
+        Some(Self { faults: Vec::new(), ..roots })
+    }
+
+    fn below<H: Host>(host: &mut H, header: Header, mut faults: Vec<Fault>) -> Result<Self, Fault> {
+        let file_len = host.file_len(FILE_IMAGE).unwrap_or(0);
         let first_cluster = bytes_at_start(host, file_len.min(header.cluster.bytes()))?;
         let (extensions, more) = Extensions::decode(&first_cluster, &header);
         faults.extend(more);

@@ -16,7 +16,7 @@ use super::l1::L1_TABLE_BYTES_MAX;
 use super::refcount::{REFCOUNT_ORDER_MAX, REFCOUNT_TABLE_BYTES_MAX, RefcountWidth};
 use crate::inflate::Compression;
 
-use super::units::{CLUSTER_BITS_MIN, ClusterSize, FileBounds, Position};
+use super::units::{CLUSTER_BITS_MAX, CLUSTER_BITS_MIN, ClusterSize, FileBounds, Position};
 
 /// "QFI\xfb".
 pub const MAGIC: u32 = 0x5146_49fb;
@@ -183,6 +183,38 @@ impl Header {
         };
         header.check_names_and_sizes(&mut faults);
         Ok((header, faults))
+    }
+
+    /// What a header that [`Self::decode`] refuses for one of its fields says otherwise: such fields are taken for
+    /// the widest that the format has, or for not set. Good for finding names, and for nothing that is measured in
+    /// clusters where the cluster size is among them. `None` where it says nothing.
+    #[must_use]
+    pub fn salvage(bytes: &[u8]) -> Option<Self> {
+        let mut bytes = bytes.get(..FIXED_BYTES.min(bytes.len()))?.to_vec();
+        // Each turn takes one field out of the way.
+        for _ in 0..=4 {
+            let problem = match Self::decode(&bytes) {
+                Ok((header, _)) => return Some(header),
+                Err(fault) => fault.problem,
+            };
+            let known = match problem {
+                Problem::HeaderIncompatibleFeature => incompatible::KNOWN,
+                Problem::HeaderExtendedL2 => incompatible::KNOWN & !incompatible::EXTENDED_L2,
+                _ => u64::MAX,
+            };
+            let features = (u64_at(&bytes, 72) & known).to_be_bytes();
+            match problem {
+                Problem::HeaderClusterBits => {
+                    bytes.get_mut(20..24)?.copy_from_slice(&CLUSTER_BITS_MAX.to_be_bytes())
+                }
+                Problem::HeaderCryptMethod => bytes.get_mut(32..36)?.fill(0),
+                Problem::HeaderIncompatibleFeature | Problem::HeaderExtendedL2 => {
+                    bytes.get_mut(72..80)?.copy_from_slice(&features);
+                }
+                _ => return None,
+            }
+        }
+        None
     }
 
     fn check_names_and_sizes(&self, faults: &mut Vec<Fault>) {
@@ -508,6 +540,18 @@ mod tests {
         assert_eq!((facts.version, facts.cluster_bits), (Some(3), Some(16)));
         assert_eq!(PlainFacts::of(&bytes[..28]).virtual_size, None);
         assert_eq!(PlainFacts::of(&[0; 112]), PlainFacts::default());
+    }
+
+    #[test]
+    fn header_with_several_impossible_fields_is_salvaged_without_them() {
+        let mut bytes = v3();
+        (bytes[23], bytes[35], bytes[72]) = (63, 9, 1);
+        let header = Header::salvage(&bytes).unwrap();
+        assert_eq!((header.version, header.virtual_size, header.snapshots), (3, 1 << 30, 0));
+        assert_eq!((header.incompatible, header.crypt), (0, Crypt::None));
+        bytes[7] = 9;
+        assert_eq!(Header::salvage(&bytes), None);
+        assert_eq!(Header::salvage(&v3()[..50]), None);
     }
 
     #[test]
