@@ -110,7 +110,20 @@ struct State {
     reads: u64,
     off: bool,
     free_bytes: u64,
-    writes_to_image: Vec<(u64, usize)>,
+    log: Vec<Op>,
+}
+
+/// Something that was done, in order, and did not fail.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// To the image.
+    Write { offset: usize, bytes: Vec<u8> },
+    /// Of the image.
+    SetLen(usize),
+    /// Of the image.
+    Sync,
+    /// A record lost its name.
+    Removed(SideFile),
 }
 
 /// The machine.
@@ -163,7 +176,7 @@ impl Machine {
                 reads: 0,
                 off: false,
                 free_bytes: 1 << 40,
-                writes_to_image: Vec::new(),
+                log: Vec::new(),
             })),
         }
     }
@@ -197,7 +210,12 @@ impl Machine {
     }
 
     pub fn writes_to_image(&self) -> usize {
-        self.lock().writes_to_image.len()
+        self.lock().log.iter().filter(|op| matches!(op, Op::Write { .. })).count()
+    }
+
+    /// What was done to the image, and which records were removed, since the power came.
+    pub fn log(&self) -> Vec<Op> {
+        self.lock().log.clone()
     }
 
     /// Somebody else writes to the image; durable at once.
@@ -254,7 +272,7 @@ impl Machine {
         state.trouble = Trouble::None;
         state.operations = 0;
         state.off = false;
-        state.writes_to_image.clear();
+        state.log.clear();
         Self { state: Arc::new(Mutex::new(state)) }
     }
 
@@ -334,7 +352,8 @@ impl Backend for SimFile {
             }
         };
         if self.inode == IMAGE {
-            state.writes_to_image.push((offset, bytes.len()));
+            let offset = usize::try_from(offset).unwrap();
+            state.log.push(Op::Write { offset, bytes: bytes.to_vec() });
         }
         let half = (usize::try_from(offset).unwrap() + bytes.len() / 2) / SECTOR * SECTOR;
         let half = half.saturating_sub(usize::try_from(offset).unwrap());
@@ -350,6 +369,9 @@ impl Backend for SimFile {
             return Err(Machine::error(&state));
         }
         let op = Pending::SetLen(usize::try_from(len).unwrap());
+        if self.inode == IMAGE {
+            state.log.push(Op::SetLen(usize::try_from(len).unwrap()));
+        }
         let inode = &mut state.inodes[self.inode];
         Inode::apply(&mut inode.now, &op);
         inode.pending.push(op);
@@ -360,6 +382,9 @@ impl Backend for SimFile {
         let mut state = self.machine.lock();
         if Machine::operation(&mut state)? {
             return Err(Machine::error(&state));
+        }
+        if self.inode == IMAGE {
+            state.log.push(Op::Sync);
         }
         let inode = &mut state.inodes[self.inode];
         inode.pending.clear();
@@ -377,6 +402,9 @@ impl Machine {
         let mut state = self.lock();
         if Self::operation(&mut state)? {
             return Err(Self::error(&state));
+        }
+        if let FolderOp::Remove(file) = op {
+            state.log.push(Op::Removed(file));
         }
         apply(&mut state.names, &op);
         state.pending_names.push(op);
