@@ -21,7 +21,7 @@ const PIECE_BYTES: u64 = 64 << 10;
 /// The table of one disk.
 #[derive(Debug)]
 pub(super) struct L1Table {
-    /// Where it lies in the image: never guest data.
+    /// Where it lies in the image.
     pub place: ops::Range<u64>,
     /// Its bytes, as far as the file has them.
     bytes: Vec<u8>,
@@ -83,6 +83,11 @@ impl L1Table {
             unreadable: failed.map(|(piece, _)| piece).collect(),
             behind_end,
         }
+    }
+
+    /// Entries that the table ought to have.
+    pub const fn entries(&self) -> u64 {
+        self.entries
     }
 
     /// Entry `index`, or why it is not known.

@@ -4,12 +4,13 @@
 //! holds; what cannot be told is a damaged extent with the reason. Of an L2 table no more is read than the entries
 //! asked for, and no more than [`walk::BATCH_BYTES`] of them at once, so that memory does not depend on the request.
 //!
-//! What this does not do: it does not look for two owners of one cluster. Only the header and the L1 table in use
-//! are certain to be no guest data; every other pointer to metadata may itself be the one that is wrong.
+//! An entry that leads to metadata is damaged where the metadata is certain ([`structures`]). What this does not do:
+//! it does not look for two guest ranges that share one cluster; both of them read what is stored there.
 
 mod emit;
 mod inflate;
 mod l1;
+mod structures;
 mod walk;
 
 use alloc::vec::Vec;
@@ -24,6 +25,7 @@ use crate::host::Host;
 use emit::{Emitter, Plain};
 use inflate::Clusters;
 use l1::L1Table;
+use structures::Structures;
 
 /// Answers requests until told to exit. An image whose header or active L1 table cannot be found is not waited for:
 /// the finding that says so comes first, and the job is over.
@@ -41,6 +43,7 @@ pub fn serve<H: Host>(host: &mut H) -> Summary {
     };
     let mut snapshot: Option<(u32, L1Table)> = None;
     let mut clusters = Clusters::new(&roots.header);
+    let mut structures = None;
     let mut requests: Vec<MapRequest> = Vec::new();
     loop {
         host.next(&mut requests);
@@ -62,7 +65,10 @@ pub fn serve<H: Host>(host: &mut H) -> Summary {
         };
         let range = request.guest_offset..request.guest_offset.saturating_add(request.guest_len);
         match table {
-            Ok(table) => walk::translate(host, &roots.header, table, range),
+            Ok(table) => {
+                let structures = structures.get_or_insert_with(|| Structures::load(host, &roots, &active));
+                walk::translate(host, &roots.header, table, structures, range);
+            }
             Err(problem) => {
                 let mut out = Emitter::default();
                 out.put(host, range, Plain::Damaged(problem));

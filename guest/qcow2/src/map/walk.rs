@@ -11,6 +11,7 @@ use instar_abi::to_usize;
 
 use super::emit::{Emitter, Plain};
 use super::l1::L1Table;
+use super::structures::Structures;
 use crate::host::{Host, Range};
 use crate::ondisk::Header;
 use crate::ondisk::header::Crypt;
@@ -32,13 +33,20 @@ struct Part {
 enum Source {
     /// All of it is one thing.
     Whole(Plain),
-    /// L2 entries, of which the file holds `present` bytes; they lie at `at` in the batch. `range` is the read.
-    Entries { at: usize, present: usize, range: Option<usize> },
+    /// L2 entries of the table at `table`, of which the file holds `present` bytes; they lie at `at` in the batch.
+    /// `range` is the read.
+    Entries { table: u64, at: usize, present: usize, range: Option<usize> },
 }
 
 /// Names the extents of `range`.
-pub(super) fn translate<H: Host>(host: &mut H, header: &Header, l1: &L1Table, range: ops::Range<u64>) {
-    let walk = Walk::new(host, header, l1);
+pub(super) fn translate<H: Host>(
+    host: &mut H,
+    header: &Header,
+    l1: &L1Table,
+    structures: &mut Structures,
+    range: ops::Range<u64>,
+) {
+    let mut walk = Walk::new(host, header, l1, structures);
     let cluster = header.cluster;
     // Extents may reach over the ends of the request, and whole clusters are simpler.
     let mut at = range.start - cluster.within(range.start);
@@ -67,10 +75,11 @@ struct Walk<'a> {
     encrypted: bool,
     /// Guest data lies at its guest offset in the data file.
     raw: bool,
+    structures: &'a mut Structures,
 }
 
 impl<'a> Walk<'a> {
-    fn new<H: Host>(host: &H, header: &Header, l1: &'a L1Table) -> Self {
+    fn new<H: Host>(host: &H, header: &Header, l1: &'a L1Table, structures: &'a mut Structures) -> Self {
         let file = if header.has_data_file() { FILE_DATA } else { FILE_IMAGE };
         Self {
             format: L2Format::of(header),
@@ -79,6 +88,7 @@ impl<'a> Walk<'a> {
             data: host.file_len(file).map(|len| (header.bounds(len), file)),
             encrypted: header.crypt != Crypt::None,
             raw: header.has_data_file() && header.is_data_file_raw(),
+            structures,
         }
     }
 
@@ -127,20 +137,28 @@ impl<'a> Walk<'a> {
             reads.push(Range { offset: first, len: present, file: FILE_IMAGE, error: 0 });
             reads.len() - 1
         });
-        Part { guest, source: Source::Entries { at, present, range } }
+        Part { guest, source: Source::Entries { table, at, present, range } }
     }
 
-    fn part<H: Host>(&self, host: &mut H, out: &mut Emitter, part: &Part, reads: &[Range], batch: &[u8]) {
-        let (at, present, range) = match part.source {
+    fn part<H: Host>(&mut self, host: &mut H, out: &mut Emitter, part: &Part, reads: &[Range], batch: &[u8]) {
+        let (table, at, present, range) = match part.source {
             Source::Whole(plain) => return out.put(host, part.guest.clone(), plain),
-            Source::Entries { at, present, range } => (at, present, range),
+            Source::Entries { table, at, present, range } => (table, at, present, range),
         };
+        if self.structures.is_other_than_table(host, table) {
+            return out.put(host, part.guest.clone(), Plain::Damaged(Problem::L1EntryOverlap));
+        }
         let failed = range.and_then(|range| reads.get(range)).is_some_and(|read| read.error != 0);
         if failed {
             return out.put(host, part.guest.clone(), Plain::Damaged(Problem::L2TableUnreadable));
         }
         let entries = batch.get(at..at + present).unwrap_or(&[]);
         let whole_entries = present / self.format.entry_bytes();
+        let has_faults = (0..whole_entries)
+            .any(|index| !self.format.entry(entries, index).decode(&self.format).1.is_empty());
+        if has_faults && self.structures.is_garbage(host, table) {
+            return out.put(host, part.guest.clone(), Plain::Damaged(Problem::TableGarbage));
+        }
         let mut guest = part.guest.start;
         let mut index = 0;
         while guest < part.guest.end {
@@ -149,19 +167,29 @@ impl<'a> Walk<'a> {
                 let rest = guest..part.guest.end;
                 return out.put(host, rest, Plain::Damaged(Problem::L2TableTruncated));
             }
-            let (mapping, _) = self.format.entry(entries, index).decode(&self.format);
+            let entry = self.format.entry(entries, index);
+            let (mapping, _) = entry.decode(&self.format);
+            // The place of a cluster that is not read may be as wrong as it likes.
+            let is_zeros = entry.is_all_zeros(&self.format);
+            let mapping = if is_zeros { Mapping::Zero { host: None } } else { mapping };
             self.cluster(host, out, guest..end, mapping);
             (guest, index) = (end, index + 1);
         }
     }
 
     /// One guest cluster.
-    fn cluster<H: Host>(&self, host: &mut H, out: &mut Emitter, guest: ops::Range<u64>, mapping: Mapping) {
+    fn cluster<H: Host>(
+        &mut self,
+        host: &mut H,
+        out: &mut Emitter,
+        guest: ops::Range<u64>,
+        mapping: Mapping,
+    ) {
         match mapping {
             Mapping::Hole => out.put(host, guest, Plain::Hole),
             Mapping::Zero { .. } => out.put(host, guest, Plain::Zero),
             Mapping::Damaged(problem) => out.put(host, guest, Plain::Damaged(problem)),
-            Mapping::Data { host: place } => match self.usable(guest.start, place) {
+            Mapping::Data { host: place } => match self.usable(host, guest.start, place) {
                 Ok((bounds, file)) => self.data(host, out, guest, place, (&bounds, file)),
                 Err(problem) => out.put(host, guest, Plain::Damaged(problem)),
             },
@@ -179,14 +207,19 @@ impl<'a> Walk<'a> {
     }
 
     /// The bounds and index of the file that the data cluster at `place` lies in, or why it cannot be used.
-    fn usable(&self, guest: u64, place: u64) -> Result<(FileBounds, u32), Problem> {
+    fn usable<H: Host>(
+        &mut self,
+        host: &mut H,
+        guest: u64,
+        place: u64,
+    ) -> Result<(FileBounds, u32), Problem> {
         let (bounds, file) = self.data.ok_or(Problem::DataFileMissing)?;
         let is_image = file == FILE_IMAGE;
         match bounds.position(place) {
             Position::Unaligned => Err(Problem::L2EntryUnaligned),
             Position::PastEof if is_image => Err(Problem::L2EntryPastEof),
             Position::PastEof => Err(Problem::DataFileShort),
-            Position::Inside if is_image && self.l1.place.contains(&place) => {
+            Position::Inside if is_image && self.structures.is_other_than_data(host, place) => {
                 Err(Problem::L2EntryOverlapsMetadata)
             }
             Position::Inside if self.raw && place != guest => Err(Problem::DataFileOffset),
@@ -210,7 +243,7 @@ impl<'a> Walk<'a> {
     }
 
     fn subclusters<H: Host>(
-        &self,
+        &mut self,
         host: &mut H,
         out: &mut Emitter,
         guest: ops::Range<u64>,
@@ -218,7 +251,7 @@ impl<'a> Walk<'a> {
         (allocated, zero): (u32, u32),
     ) {
         let bytes = self.format.subcluster_bytes();
-        let usable = place.map(|place| (place, self.usable(guest.start, place)));
+        let usable = place.map(|place| (place, self.usable(host, guest.start, place)));
         for sub in 0..SUBCLUSTERS {
             let skipped = u64::from(sub) * bytes;
             let start = guest.start.saturating_add(skipped);

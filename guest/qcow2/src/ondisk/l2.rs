@@ -176,6 +176,18 @@ impl L2Entry {
         self.raw & OFFSET_MASK
     }
 
+    /// Whether all of the guest cluster reads as zeros, whatever the rest of the entry says.
+    #[must_use]
+    pub const fn is_all_zeros(self, format: &L2Format) -> bool {
+        if self.is_compressed() {
+            false
+        } else if format.extended {
+            self.bitmap == 0xffff_ffff_0000_0000
+        } else {
+            format.zero_flag && self.raw & ZERO != 0
+        }
+    }
+
     /// What the entry maps to, and what is wrong with it.
     #[must_use]
     pub const fn decode(self, format: &L2Format) -> (Mapping, Faults) {
