@@ -353,6 +353,23 @@ fn info_of_a_broken_header_tells_what_is_there_and_what_is_wrong() {
     }
 }
 
+#[test]
+fn info_of_an_impossible_cluster_size_tells_the_other_fields_and_names_and_no_cluster_size() {
+    need!(tools::qemu());
+    let folder = tempfile::tempdir().unwrap();
+    let image = image::make(folder.path(), "sizeless", Flavour::Backing, 65_536);
+    let mut bytes = std::fs::read(&image.path).unwrap();
+    bytes[23] = 63;
+    std::fs::write(&image.path, bytes).unwrap();
+    let told = tools::stdout(&tools::must(instar(["info"]).arg(&image.path)));
+    for word in
+        ["version 3", "disk size:", "16 bits", "backing file:", "backing format:", "header-cluster-bits"]
+    {
+        assert!(told.contains(word), "'{word}' is not said:\n{told}");
+    }
+    assert!(!told.contains("clusters:"), "{told}");
+}
+
 /// A descriptor that was opened for reading only is no place for progress, least of all where it is the image:
 /// neither one that the caller handed down, nor a number that the program's own files could come to have.
 #[test]
