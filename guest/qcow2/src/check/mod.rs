@@ -21,7 +21,7 @@
 //! What this does not do: it writes nothing, looks into no guest data beyond the heads of leaked clusters, and
 //! does not decide what is done about a finding.
 
-mod bitmaps;
+pub(crate) mod bitmaps;
 pub(crate) mod compare;
 pub(crate) mod counts;
 mod deep;

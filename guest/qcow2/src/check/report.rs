@@ -28,6 +28,8 @@ const NAMES_MAX: u32 = 1024;
 const WANTED_MAX: usize = 256;
 /// Findings of one problem that are kept for a plan.
 pub const FAULTS_MAX: usize = 8192;
+/// The same of leaks that are not proven worthless.
+const ORPHANS_MAX: usize = 65_536;
 
 /// A finding whose place's users are to be named.
 #[derive(Debug, Clone, Copy)]
@@ -107,15 +109,15 @@ pub struct Faults {
 
 impl Faults {
     fn put(&mut self, problem: Problem, finding: Finding) {
-        if matches!(problem, Problem::OrphanData | Problem::OrphanTable) {
+        let is_orphan = matches!(problem, Problem::OrphanData | Problem::OrphanTable);
+        if is_orphan {
             self.orphans = self.orphans.saturating_add(finding.count);
-        }
-        if is_about_counts(problem) {
+        } else if is_about_counts(problem) {
             self.left_out.insert(problem);
             return;
         }
         let found = self.found.entry(problem).or_default();
-        if found.len() < FAULTS_MAX {
+        if found.len() < if is_orphan { ORPHANS_MAX } else { FAULTS_MAX } {
             found.push(finding);
         } else {
             self.left_out.insert(problem);
@@ -134,8 +136,8 @@ impl Faults {
         self.orphans
     }
 
-    /// Whether all findings of a problem are here. Those about reference counts never are: there may be as many as
-    /// clusters.
+    /// Whether all findings of a problem are here. Those about reference counts of clusters in use and about proven
+    /// leaks never are: there may be as many as clusters.
     #[must_use]
     pub fn has_all_of(&self, problem: Problem) -> bool {
         !self.left_out.has(problem)

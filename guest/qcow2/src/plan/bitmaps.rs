@@ -8,8 +8,7 @@
 //! Invariant: a bitmap is marked as a whole or not at all, and only where its description, its table and every
 //! entry of the table are sound and nothing else uses its clusters.
 //!
-//! The user may decide to drop all bitmaps instead: the header extension that leads to them becomes the end mark of
-//! the extensions. That is possible only where it is the last one.
+//! The user may decide to drop all bitmaps instead.
 
 use alloc::vec::Vec;
 
@@ -18,6 +17,7 @@ use instar_abi::cure::Cure;
 use instar_abi::problem::{Problem, Problem as P};
 
 use super::doubt::Doubt;
+use super::drop::{self, DROPPED};
 use super::round::{Proposal, Round};
 use crate::check::Checked;
 use crate::check::reader::{Bytes, Reader};
@@ -27,7 +27,6 @@ use crate::ondisk::bitmaps::{
     BitmapEntry, BitmapTableEntry, FLAG_EXTRA_DATA_COMPATIBLE, FLAG_IN_USE, FLAGS_KNOWN, TABLE_ENTRIES_MAX,
     TYPE_DIRTY,
 };
-use crate::ondisk::extensions::BITMAPS;
 use crate::ondisk::header::autoclear;
 use crate::ondisk::units::Position;
 
@@ -48,19 +47,6 @@ const UNSOUND: &[Problem] = &[
     P::CompressedOverlapsMetadata,
     P::RefcountBlockShared,
 ];
-/// Findings about bitmaps that dropping all of them ends.
-const DROPPED: &[Problem] = &[
-    P::BitmapDirectory,
-    P::BitmapEntry,
-    P::BitmapTable,
-    P::BitmapTableEntry,
-    P::BitmapInUse,
-    P::BitmapDuplicateName,
-    P::BitmapOverlap,
-    P::ExtensionBitmaps,
-    P::AutoclearBitmaps,
-];
-
 /// What is to become of the header's bitmaps bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trust {
@@ -76,7 +62,7 @@ pub enum Trust {
 pub fn propose<H: Host>(round: &mut Round<'_, H>, checked: &Checked, doubt: &Doubt) -> Trust {
     let Some(image) = &checked.image else { return Trust::AsBefore };
     if doubt.is_decided(Decision::DropBitmaps) && checked.problems.has_any(DROPPED) {
-        return if doubt.are_alone(DROPPED) { drop_all(round, image) } else { Trust::AsBefore };
+        return if doubt.are_alone(DROPPED) { drop::propose(round, image, checked) } else { Trust::AsBefore };
     }
     if checked.problems.has_any(UNSOUND) || image.extensions.bitmaps.is_none() || image.header.version < 3 {
         return Trust::AsBefore;
@@ -93,13 +79,6 @@ pub fn propose<H: Host>(round: &mut Round<'_, H>, checked: &Checked, doubt: &Dou
         return Trust::Set;
     }
     Trust::AsBefore
-}
-
-fn drop_all<H: Host>(round: &mut Round<'_, H>, image: &Image) -> Trust {
-    let Some((BITMAPS, place)) = image.extensions.seen.last() else { return Trust::AsBefore };
-    let head = place.start.saturating_sub(8) as u64;
-    round.writes(Cure::DirtyBitmaps, &[(head, alloc::vec![0; 8])]);
-    Trust::Clear
 }
 
 /// Marks the bitmaps that `wants` picks. False where one of them is not sound; nothing is proposed then.

@@ -38,9 +38,9 @@ pub fn propose<H: Host>(round: &mut Round<'_, H>, checked: &Checked) {
     release(round, checked, Leaks { cure: Cure::FreeLeaks, free, frees_past_end });
 }
 
-/// Proposes to free what a cure has left behind: clusters whose only user it has just taken away.
-pub fn propose_left<H: Host>(round: &mut Round<'_, H>, checked: &Checked, cure: Cure, left: ClusterRun) {
-    release(round, checked, Leaks { cure, free: &[left], frees_past_end: false });
+/// Proposes to free what a cure has left behind: sorted runs of clusters whose only user it has just taken away.
+pub fn propose_left<H: Host>(round: &mut Round<'_, H>, checked: &Checked, cure: Cure, left: &[ClusterRun]) {
+    release(round, checked, Leaks { cure, free: left, frees_past_end: false });
 }
 
 fn release<H: Host>(round: &mut Round<'_, H>, checked: &Checked, leaks: Leaks<'_>) {

@@ -5,7 +5,7 @@
 //! is the last one:
 //!
 //! ```text
-//! items      entries and fields that are wrong by themselves         entries, snapshots, bitmaps, features
+//! items      entries and fields wrong by themselves         orphans, entries, snapshots, bitmaps, features
 //! links      clusters that are used as two things                                            copies
 //! refcounts  blocks and table that cannot be used, made anew at the end of the file          refcounts
 //! in place   counts, COPIED flags, frees                                                     counts, copied, leaks
@@ -23,10 +23,12 @@ mod copies;
 mod counts;
 mod diff;
 mod doubt;
+mod drop;
 mod entries;
 mod features;
 mod guard;
 mod leaks;
+mod orphans;
 mod payload;
 mod places;
 mod refcounts;
@@ -65,19 +67,21 @@ pub struct Options {
 /// Proposes a plan; for [`Tier::All`] that of one round. The summary is that of the check it begins with.
 pub fn run<H: Host>(host: &mut H, options: &Options) -> Summary {
     let silent = check::Options { silent: true, ..check::Options::default() };
-    let checked = check::inspect(host, &silent);
+    let mut checked = check::inspect(host, &silent);
     if checked.summary.outcome == Outcome::Complete as u32 {
         match options.tier {
             Tier::Leaks => leaks::propose(&mut Round::new(host, None), &checked),
-            Tier::All => mend(host, &checked, options.decisions),
+            Tier::All => mend(host, &mut checked, options.decisions),
         }
     }
     checked.summary
 }
 
 /// One round: the first class of cures that has something to do.
-fn mend<H: Host>(host: &mut H, checked: &Checked, decisions: Decisions) {
+fn mend<H: Host>(host: &mut H, checked: &mut Checked, decisions: Decisions) {
     let doubt = Doubt::new(checked.problems, decisions);
+    orphans::free_decided(checked, &doubt);
+    let checked = &*checked;
     let mut round = Round::new(host, Guard::of(checked));
     let classes: [fn(&mut Round<'_, H>, &Checked, &Doubt); 5] = [items, links, structures, in_place, header];
     for class in classes {
@@ -91,6 +95,10 @@ fn mend<H: Host>(host: &mut H, checked: &Checked, decisions: Decisions) {
 
 /// What is wrong with an entry or a field by itself.
 fn items<H: Host>(round: &mut Round<'_, H>, checked: &Checked, doubt: &Doubt) {
+    orphans::attach(round, checked, doubt);
+    if round.is_begun() {
+        return;
+    }
     entries::propose(round, checked, doubt);
     snapshots::propose(round, checked, doubt);
     let trust = bitmaps::propose(round, checked, doubt);

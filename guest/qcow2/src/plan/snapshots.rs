@@ -49,7 +49,7 @@ pub fn propose<H: Host>(round: &mut Round<'_, H>, checked: &Checked, doubt: &Dou
     round.writes(Cure::RewriteSnapshots, &[(fresh, table)]);
     let switch: Proposal = (HEADER_FIELDS, fields);
     round.writes(Cure::RewriteSnapshots, &[switch]);
-    leaks::propose_left(round, checked, Cure::RewriteSnapshots, left);
+    leaks::propose_left(round, checked, Cure::RewriteSnapshots, &[left]);
 }
 
 /// The table as it should be, in whole clusters, and the clusters of the old one; `None` where it cannot be read

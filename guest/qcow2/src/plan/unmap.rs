@@ -106,3 +106,96 @@ pub fn may_empty_l1(image: &Image, problem: Problem, doubt: &Doubt) -> bool {
     let is_decided = doubt.is_decided(Decision::UnmapLostTables);
     doubt.may_mend(problem) && (is_decided || image.header.backing_offset == 0)
 }
+
+#[cfg(test)]
+mod tests {
+    use instar_abi::choice::Decisions;
+
+    use super::*;
+    use crate::check::Problems;
+    use crate::ondisk::Header;
+    use crate::ondisk::extensions::Extensions;
+    use crate::ondisk::header::{FIXED_BYTES, MAGIC};
+    use crate::ondisk::l1::COPIED;
+    use crate::ondisk::l2::COMPRESSED;
+
+    /// An image of a megabyte in clusters of 64 KiB.
+    fn image(version: u8, incompatible: u8, backing: u8) -> Image {
+        let mut bytes = [0_u8; FIXED_BYTES];
+        bytes[..4].copy_from_slice(&MAGIC.to_be_bytes());
+        bytes[7] = version;
+        bytes[14] = backing;
+        bytes[23] = 16;
+        bytes[29] = 1 << 4;
+        bytes[79] = incompatible;
+        bytes[99] = 4;
+        bytes[103] = 104;
+        let header = Header::decode(&bytes).unwrap().0;
+        let (bounds, format) = (header.bounds(1 << 20), L2Format::of(&header));
+        Image { header, extensions: Extensions::default(), bounds, format, data_file_len: None }
+    }
+
+    fn doubt(found: &[Problem], decisions: &[Decision]) -> Doubt {
+        let mut problems = Problems::default();
+        found.iter().for_each(|problem| problems.insert(*problem));
+        Doubt::new(problems, decisions.iter().fold(Decisions::default(), |all, one| all.with(*one)))
+    }
+
+    fn entry(raw: u64, bitmap: u64) -> L2Entry {
+        L2Entry { raw, bitmap }
+    }
+
+    #[test]
+    fn entries_within_the_file_are_not_lost() {
+        let image = image(3, 0, 0);
+        for raw in [0, 1, COPIED | 0x5_0000, 0x5_0001, COMPRESSED | 0x5_0010, COPIED | 0xf_0000] {
+            assert_eq!(lost(&image, entry(raw, 0)), None, "{raw:#x}");
+        }
+    }
+
+    #[test]
+    fn lost_entries_are_told_from_those_that_map_no_data() {
+        let image = image(3, 0, 0);
+        let of = |raw| lost(&image, entry(raw, 0)).map(|lost| (lost.problem, lost.is_empty));
+        assert_eq!(of(COPIED | 0x5_0200), Some((P::L2EntryUnaligned, false)));
+        assert_eq!(of(0x5_0201), Some((P::L2EntryUnaligned, true)));
+        assert_eq!(of(COPIED | 0x10_0000), Some((P::L2EntryPastEof, false)));
+        assert_eq!(of(0x10_0001), Some((P::L2EntryPastEof, true)));
+        let past = lost(&image, entry(COMPRESSED | (3 << 54) | 0xf_fe00, 0)).unwrap();
+        assert_eq!((past.problem, past.payload), (P::CompressedPastEof, Some((0xf_fe00, 4 * 512))));
+        assert_eq!(lost(&image, entry(COMPRESSED | 0x20_0000, 0)).unwrap().payload, None);
+    }
+
+    #[test]
+    fn emptied_entry_reads_zeros_where_there_was_data_and_as_before_elsewhere() {
+        let (v3, v2, extended) = (image(3, 0, 0), image(2, 0, 0), image(3, 16, 0));
+        assert_eq!(emptied(entry(COPIED | 0x5_0200, 0), &v3.format), entry(1, 0));
+        assert_eq!(emptied(entry(COPIED | 0x5_0200, 0), &v2.format), entry(0, 0));
+        let mixed = entry(COPIED | 0x5_0200, (0xf0 << 32) | 0x0f);
+        assert_eq!(emptied(mixed, &extended.format), entry(0, 0xff << 32));
+        let compressed = entry(COMPRESSED | 0x20_0000, 0);
+        assert_eq!(emptied(compressed, &extended.format), entry(0, u64::from(u32::MAX) << 32));
+    }
+
+    #[test]
+    fn what_a_backing_file_would_show_through_is_emptied_by_decision_only() {
+        let lost = Lost { problem: P::L2EntryPastEof, is_empty: false, payload: None };
+        let (open, decided) = (
+            doubt(&[P::L2EntryPastEof, P::L1EntryPastEof], &[]),
+            doubt(
+                &[P::L2EntryPastEof, P::L1EntryPastEof],
+                &[Decision::UnmapLostData, Decision::UnmapLostTables],
+            ),
+        );
+        for (version, backing, may_l2, may_l1) in
+            [(3, 0, true, true), (2, 0, true, true), (3, 1, true, false), (2, 1, false, false)]
+        {
+            let image = image(version, 0, backing);
+            assert_eq!(may_empty_l2(&image, &lost, &open), may_l2, "{version}, {backing}");
+            assert_eq!(may_empty_l1(&image, P::L1EntryPastEof, &open), may_l1, "{version}, {backing}");
+            assert!(
+                may_empty_l2(&image, &lost, &decided) && may_empty_l1(&image, P::L1EntryPastEof, &decided)
+            );
+        }
+    }
+}
