@@ -87,12 +87,12 @@ impl Mapped {
         file.write_all_at(&self.header(&layout)?, 0)?;
         words(&file, bytes, layout.blocks, |index| (layout.first_block() + index) * bytes)?;
         words(&file, layout.l1() * bytes, layout.tables, |index| {
-            (layout.first_table() + index) * bytes | COPIED
+            ((layout.first_table() + index) * bytes) | COPIED
         })?;
         let order = Shuffle::of(layout.data);
         words(&file, layout.first_table() * bytes, layout.data, |index| {
             let cluster = if self.is_shuffled { order.place(index) } else { index };
-            (layout.first_data() + cluster) * bytes | COPIED
+            ((layout.first_data() + cluster) * bytes) | COPIED
         })?;
         counts(&file, &layout)?;
         file.sync_all()
@@ -161,11 +161,11 @@ impl Shuffle {
         loop {
             let (mut left, mut right) = (at >> self.half_bits, at & mask);
             for round in 1..=4_u64 {
-                let mixed = (right ^ round << 40).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-                let mixed = (mixed ^ mixed >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-                (left, right) = (right, left ^ mixed >> 32 & mask);
+                let mixed = (right ^ (round << 40)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                let mixed = (mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+                (left, right) = (right, left ^ ((mixed >> 32) & mask));
             }
-            at = left << self.half_bits | right;
+            at = (left << self.half_bits) | right;
             if at < self.bound {
                 return at;
             }
