@@ -212,6 +212,17 @@ pub struct Comparison<'a> {
     pub leaks: &'a mut ClusterSet,
     /// What is missing among the clusters so far.
     pub missing: &'a mut Missing,
+    /// Takes the leaks that only a block tells of which is wrong about the clusters in use.
+    pub hearsay: &'a mut ClusterSet,
+    /// Clusters of the part under way that are in use and miscounted, and that are leaked.
+    pub part: Part,
+}
+
+/// What was found in the part of a block that one chunk is for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Part {
+    wrong: u64,
+    leaked: u64,
 }
 
 /// Refcount blocks that are missing, told of in the order of the clusters, in between what other blocks tell.
@@ -242,6 +253,7 @@ impl Comparison<'_> {
         while at < end {
             let stop = (at / CHUNK_CLUSTERS + 1).saturating_mul(CHUNK_CLUSTERS).min(end);
             let chunk = self.counts.chunk_of(at).unwrap_or(&Chunk::Empty);
+            self.part = Part::default();
             match chunk {
                 Chunk::Empty if is_zero_range(bytes, width.bits(), at - base..stop - base) => {}
                 Chunk::Narrow(words) if width.bits() == 16 && at.is_multiple_of(32) => {
@@ -249,9 +261,28 @@ impl Comparison<'_> {
                 }
                 _ => self.one_by_one(report, chunk, base, bytes, at..stop),
             }
+            self.note_hearsay(roots.is_block_repeated(base / per_block), chunk, at..stop);
             // A block of garbage is a finding for each count.
             report.flush_some(host);
             at = stop;
+        }
+    }
+
+    /// Notes the leaks of a part of a block that is wrong about more than one in eight of the clusters in use, or has
+    /// nothing to be right about and is another entry's block too.
+    fn note_hearsay(&mut self, is_repeated: bool, chunk: &Chunk, clusters: Range<u64>) {
+        if self.part.leaked == 0 || self.part.wrong == 0 && !is_repeated {
+            return;
+        }
+        let slots = clusters.clone().map(|cluster| instar_abi::to_usize(cluster % CHUNK_CLUSTERS));
+        let used = slots.filter(|slot| chunk.usage(*slot).count > 0).count() as u64;
+        if self.part.wrong * 8 <= used && !(used == 0 && is_repeated) {
+            return;
+        }
+        let mut from = clusters.start;
+        while let Some(leaked) = self.leaks.first_in(from..clusters.end) {
+            self.hearsay.insert(leaked);
+            from = leaked + 1;
         }
     }
 
@@ -301,6 +332,7 @@ impl Comparison<'_> {
 
     fn differs(&mut self, report: &mut Report, cluster: u64, stored: u64, usage: Usage) {
         if usage.count > 0 {
+            self.part.wrong += 1;
             // Where there is no room left, a COPIED flag is told of that merely follows the wrong count.
             self.mismatched.insert(cluster);
         }
@@ -313,6 +345,7 @@ impl Comparison<'_> {
         } else if usage.count == 0 {
             // A leak that there is no room for is told at once, as one that nothing is proven of.
             if self.leaks.insert(cluster) {
+                self.part.leaked += 1;
                 return;
             }
             Problem::OrphanData

@@ -72,6 +72,8 @@ pub struct Judge<'a> {
     pub usages: &'a dyn Usages,
     /// Places in [`Roots::regions`] of those that were told of: one that lies in several windows is told of once.
     pub told: &'a mut BTreeSet<usize>,
+    /// Takes the indices of refcount blocks that are something else too.
+    pub shared_blocks: &'a mut ClusterSet,
 }
 
 impl Judge<'_> {
@@ -111,6 +113,7 @@ impl Judge<'_> {
                     expected: NONE,
                 };
                 report.fault(&finding);
+                self.shared_blocks.insert(index);
             }
             self.own(report, offset, Table::RefcountBlock, ACTIVE, at, NONE);
         }

@@ -50,7 +50,7 @@ use instar_abi::summary::{Outcome, Summary};
 use crate::facts;
 use crate::host::Host;
 use crate::ondisk::{Fault, Header};
-use compare::Missing;
+use compare::{Missing, Part};
 use counts::{CHUNK_CLUSTERS, Counts, flags};
 use deep::Deep;
 use leaks::ClusterSet;
@@ -62,8 +62,8 @@ use suspects::Suspects;
 use tally::{Seen, Tally, Totals};
 use triage::{Evidence, Triage};
 
-/// A set of clusters may take the memory budget divided by this; three of them live at once.
-const LEAKS_PART: usize = 12;
+/// A set of clusters may take the memory budget divided by this; five of them live at once.
+const LEAKS_PART: usize = 16;
 
 /// What a check is asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -153,6 +153,8 @@ pub fn inspect<H: Host>(host: &mut H, options: &Options) -> Checked {
         last_lost: None,
         missing: Missing::default(),
         told: BTreeSet::new(),
+        hearsay: ClusterSet::new(host.memory_budget() / LEAKS_PART),
+        shared_blocks: ClusterSet::new(host.memory_budget() / LEAKS_PART),
     };
     let passes = check.passes(host);
     if options.deep {
@@ -214,6 +216,11 @@ struct Check {
     missing: Missing,
     /// Regions whose overlap was told of.
     told: BTreeSet<usize>,
+    /// Leaks that only a block tells of which is wrong about clusters in use. If it is something else too, it holds no
+    /// counts, and they are no leaks.
+    hearsay: ClusterSet,
+    /// Indices of refcount blocks that are something else too.
+    shared_blocks: ClusterSet,
 }
 
 /// What came of a window.
@@ -317,7 +324,7 @@ impl Check {
         (leaks, mismatched): (&mut ClusterSet, &mut ClusterSet),
         pass: u32,
     ) {
-        let Self { reader, report, image, roots, lost, last_lost, missing, .. } = self;
+        let Self { reader, report, image, roots, lost, last_lost, missing, hearsay, .. } = self;
         if roots.refcount_table.is_empty() {
             return;
         }
@@ -332,6 +339,8 @@ impl Check {
             last_lost: *last_lost,
             leaks,
             missing,
+            hearsay,
+            part: Part::default(),
         };
         let asked = compare::Wanted { counts, roots };
         blocks.for_each(
@@ -364,8 +373,8 @@ impl Check {
     }
 
     fn judge<H: Host>(&mut self, host: &mut H, usages: &dyn judge::Usages, pass: u32) {
-        let Self { reader, report, image, roots, told, .. } = self;
-        let mut judge = judge::Judge { image, usages, told };
+        let Self { reader, report, image, roots, told, shared_blocks, .. } = self;
+        let mut judge = judge::Judge { image, usages, told, shared_blocks };
         judge.roots(host, reader, report, roots);
         walk::walk(host, reader, report, image, roots, &mut judge, (Phase::Owners, pass));
         report.forget_wanted();
@@ -379,14 +388,24 @@ impl Check {
         }
         let cap_bytes = host.memory_budget() / LEAKS_PART;
         let evidence = Evidence { has_empty_tables, pass, cap_bytes };
-        let Self { reader, report, image, roots, free, .. } = self;
+        let Self { reader, report, image, roots, free, hearsay, shared_blocks, .. } = self;
         let triage = Triage::run(host, reader, report, image, roots, leaks, evidence);
-        triage.tell(host, reader, report, image, roots, leaks, evidence.pass, |cluster| {
-            match free.last_mut() {
+        let per_block = image.header.refcount_width.per_block(image.header.cluster);
+        let is_hearsay = |cluster| hearsay.contains(cluster) && shared_blocks.contains(cluster / per_block);
+        triage.tell(
+            host,
+            reader,
+            report,
+            image,
+            roots,
+            leaks,
+            evidence.pass,
+            is_hearsay,
+            |cluster| match free.last_mut() {
                 Some(run) if run.first + run.count == cluster => run.count += 1,
                 _ => free.push(ClusterRun { first: cluster, count: 1 }),
-            }
-        });
+            },
+        );
     }
 
     /// Inflates every compressed cluster. Where it is unknown how they are packed, the header's finding stands.

@@ -17,7 +17,7 @@ use crate::host::Host;
 use instar_abi::problem::Problem as P;
 
 /// Findings of which each tells of a cluster that is used as what only one can use it as.
-const OVERLAPS: &[P] = &[
+pub const OVERLAPS: &[P] = &[
     P::RefcountBlockShared,
     P::L1EntryOverlap,
     P::L2EntryOverlapsMetadata,

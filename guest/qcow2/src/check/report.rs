@@ -79,6 +79,14 @@ impl Problems {
         }
     }
 
+    /// Takes one out.
+    pub fn remove(&mut self, problem: Problem) {
+        let number = problem as usize;
+        if let Some(word) = self.0.get_mut(number / 64) {
+            *word &= !(1 << (number % 64));
+        }
+    }
+
     /// Whether it is among them.
     #[must_use]
     pub fn has(&self, problem: Problem) -> bool {

@@ -175,7 +175,7 @@ impl Triage {
         }
     }
 
-    /// Tells of every leak by what triage made of it; runs that may be freed go to `free` too.
+    /// Tells of every leak by what triage made of it, unless it `is_hearsay`; runs that may be freed go to `free` too.
     #[expect(clippy::too_many_arguments, reason = "the state of one pass, borrowed apart")]
     pub fn tell<H: Host>(
         &self,
@@ -186,6 +186,7 @@ impl Triage {
         roots: &Roots,
         leaks: &ClusterSet,
         pass: u32,
+        is_hearsay: impl Fn(u64) -> bool,
         mut free: impl FnMut(u64),
     ) {
         let end = leaks.last().map_or(0, |last| last + 1);
@@ -197,7 +198,8 @@ impl Triage {
         blocks.for_each(host, reader, report, want, |host, report, base, bytes| {
             let mut at = base;
             while let Some(run) = leaks.run_from(at).filter(|run| run.start < base + per_block) {
-                for cluster in run.start..run.end.min(base + per_block) {
+                let clusters = run.start..run.end.min(base + per_block);
+                for cluster in clusters.filter(|cluster| !is_hearsay(*cluster)) {
                     let slot = instar_abi::to_usize(cluster - base);
                     let stored = image.header.refcount_width.get(bytes, slot).unwrap_or(0);
                     let (problem, expected) = self.verdict(&tables, cluster);

@@ -8,6 +8,7 @@ use instar_abi::choice::{Decision, Decisions};
 use instar_abi::problem::{Disposition, Problem, Problem as P};
 
 use crate::check::Problems;
+use crate::check::recount::OVERLAPS;
 use crate::check::report::leaves_counts_proven;
 
 /// Findings that say that parts of the file may be gone, and with them what entries led to.
@@ -59,6 +60,30 @@ const PAST_END: &[Problem] = &[
 /// The same of the refcount structures, which are made anew in one go.
 const PAST_END_REFCOUNTS: &[Problem] =
     &[P::HeaderRefcountTableOffset, P::HeaderRefcountTableSize, P::RefcountTableEntryPastEof];
+
+/// Findings that cast doubt on leaks, but not on the known users of a cluster being all that it has: wrong counts
+/// and flags, and what is wrong with entries that lead where they should.
+const BESIDE_USERS: &[Problem] = &[
+    P::RefcountTooLow,
+    P::RefcountOverflow,
+    P::RefcountBlockMissing,
+    P::RefcountBlockShared,
+    P::HeaderRefcountTableOffset,
+    P::HeaderRefcountTableSize,
+    P::L1EntryReserved,
+    P::L1CopiedWrong,
+    P::L2EntryReserved,
+    P::L2CopiedWrong,
+    P::L2EntryPartlyPastEof,
+    P::L2ZeroFlagInV2,
+    P::CompressedCopied,
+    P::ExtendedBitmapConflict,
+    P::ExtendedBitmapOnCompressed,
+    P::DataFileOffset,
+    P::DataFileShort,
+    P::SnapshotExtraData,
+    P::SnapshotDiskSize,
+];
 
 /// Findings about entries that lead to nothing in the file.
 const LOST_POINTERS: &[Problem] = &[
@@ -113,10 +138,23 @@ impl Doubt {
     }
 
     /// The same for counts and flags. What they were is no evidence by itself: they may be set right too where
-    /// the damage that casts doubt stays.
+    /// the damage that casts doubt stays. Where users of clusters may be hidden, none is made to seem the only one.
     #[must_use]
     pub fn may_set(&self, problem: Problem) -> bool {
-        self.may_mend(problem) || self.found.iter().any(|other| self.stays(other))
+        match problem {
+            P::RefcountTooHigh | P::RefcountContradicted | P::L1CopiedMissing | P::L2CopiedMissing => {
+                !self.hides_users(&[])
+            }
+            _ => self.may_mend(problem) || self.found.iter().any(|other| self.stays(other)),
+        }
+    }
+
+    /// Whether anything but these was found that may have hidden users of clusters.
+    fn hides_users(&self, except: &[Problem]) -> bool {
+        let hides = |problem: Problem| {
+            !leaves_counts_proven(problem) && !BESIDE_USERS.contains(&problem) && !except.contains(&problem)
+        };
+        self.found.iter().any(hides)
     }
 
     /// Whether counts may be lowered. One that is too high may be all that tells of a user whose pointer is lost, and
@@ -168,11 +206,12 @@ impl Doubt {
         self.can_grow() && !self.found.has_any(PAST_END_REFCOUNTS)
     }
 
-    /// Whether refcount structures may be made anew at the end of the file. Where counts are lost, an entry that
-    /// leads nowhere is all that tells of what it led to, and the new counts would say that it is free.
+    /// Whether refcount structures may be made anew at the end of the file. Where counts are lost, whatever leads
+    /// nowhere is all that tells of what it led to, and the new counts would say that it is free. An overlap is no such
+    /// thing: it is what calls for it.
     #[must_use]
     pub fn may_rebuild(&self) -> bool {
-        self.may_mend(P::RefcountBlockShared) && self.can_grow()
+        self.may_mend(P::RefcountBlockShared) && !self.hides_users(OVERLAPS) && self.can_grow()
     }
 
     fn can_grow(&self) -> bool {
@@ -196,7 +235,7 @@ mod tests {
         let found = [P::OrphanData, P::L2EntryShared, P::RefcountTooLow, P::RefcountTooHigh];
         let open = doubt(&found, &[]);
         assert!(!open.may_mend(P::L2EntryShared) && !open.may_set(P::RefcountTooLow));
-        assert!(open.may_set(P::RefcountTooHigh));
+        assert!(!open.may_set(P::RefcountTooHigh), "a shared cluster hides a user");
         let decided = doubt(&found, &[Decision::FreeOrphanData]);
         assert!(decided.may_mend(P::L2EntryShared) && decided.may_set(P::RefcountTooLow));
         assert!(doubt(&[P::L2EntryShared], &[]).may_mend(P::L2EntryShared));
@@ -209,6 +248,18 @@ mod tests {
         assert!(open.may_set(P::RefcountTooLow) && !open.may_mend(P::RefcountBlockShared));
         let chosen = doubt(&found, &[Decision::CopyOverlapping]);
         assert!(!chosen.may_set(P::RefcountTooLow));
+    }
+
+    #[test]
+    fn counts_are_not_lowered_where_users_may_be_hidden() {
+        for hidden in [P::HeaderSnapshotsCount, P::SnapshotL1Offset, P::TableGarbage, P::L1EntryUnaligned] {
+            let open = doubt(&[hidden, P::RefcountTooHigh, P::RefcountTooLow], &[]);
+            assert!(!open.may_set(P::RefcountTooHigh) && !open.may_set(P::L2CopiedMissing));
+            assert!(open.may_set(P::RefcountTooLow) && open.may_set(P::L2CopiedWrong));
+            assert!(!open.may_rebuild(), "{hidden:?}");
+        }
+        assert!(doubt(&[P::OrphanData, P::RefcountTooLow], &[]).may_set(P::RefcountTooHigh));
+        assert!(doubt(&[P::RefcountBlockShared, P::MetadataOverlap], &[]).may_rebuild());
     }
 
     #[test]
