@@ -28,6 +28,7 @@ mod land;
 mod normal;
 mod places;
 mod plan;
+mod plan_file;
 mod policy;
 mod quarantine;
 mod record;
@@ -48,6 +49,9 @@ pub use guard::{GUARD_BYTES_MAX, Guard};
 pub use inspector::{Inspection, Inspector, Ran};
 pub use journal::Binding;
 pub use plan::{Plan, PlanError, Step};
+pub use plan_file::{
+    PlanFileError, PlanFileFault, option_of, read as read_plan_file, write as write_plan_file,
+};
 pub use resume::Pending;
 pub use rounds::ROUNDS_MAX;
 pub use side::RecordError;

@@ -158,10 +158,34 @@ pub(super) fn walk_with(
     bound: BoundPlan,
     preview: bool,
 ) -> Result<RepairReport, HealError> {
+    refuse_foreign(unverified.context.site, &bound)?;
     match unverified.check()?.adopt(bound.plan)? {
         ControlFlow::Continue(planned) => planned.stage_for(bound.binding)?.carry_out(preview),
         ControlFlow::Break(report) => Ok(*report),
     }
+}
+
+/// Refuses an image that is not the one that a plan was made for, before anything is looked at.
+fn refuse_foreign(site: &dyn Site, bound: &BoundPlan) -> Result<(), HealError> {
+    let image = site.image();
+    let path = || site.path().to_path_buf();
+    let ranges = bound.plan.touched_ranges().map_err(HealError::BadPlan)?;
+    let fingerprint = fingerprint::of(image.as_ref(), &ranges).map_err(|source| HealError::Storage {
+        path: path(),
+        action: "read",
+        source,
+    })?;
+    let now = Binding { fingerprint, len_before: image.len(), ..bound.binding };
+    if now == bound.binding { Ok(()) } else { Err(foreign(path(), &now, &bound.binding)) }
+}
+
+/// Names both states.
+fn foreign(path: PathBuf, now: &Binding, planned: &Binding) -> HealError {
+    let text = |binding: &Binding| {
+        let digits: String = binding.fingerprint.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("{} bytes with fingerprint {digits}", binding.len_before)
+    };
+    HealError::PlanForeign { path, what: format!("it has {}, the plan is for {}", text(now), text(planned)) }
 }
 
 impl<'a> Unverified<'a> {
@@ -283,14 +307,9 @@ impl<'a> Planned<'a> {
     /// `PlanForeign` if that is another image, or this one in another state; as [`Planned::stage`].
     pub fn stage_for(self, binding: Binding) -> Result<Staged<'a>, HealError> {
         let path = self.checked.context.site.path().to_path_buf();
-        let foreign = |what| HealError::PlanForeign { path, what };
-        let len = self.checked.context.site.image().len();
-        if len != binding.len_before {
-            return Err(foreign(format!("{len} bytes long, the plan is for {}", binding.len_before)));
-        }
         let staged = self.stage()?;
         if staged.binding != binding {
-            return Err(foreign("its bytes are not those that the plan was made for".to_owned()));
+            return Err(foreign(path, &staged.binding, &binding));
         }
         Ok(staged)
     }
