@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use crate::cli::mount::MountError;
 use crate::exit::Exit;
-use crate::heal::HealError;
+use crate::heal::{HealError, PlanFileError};
 use crate::history::{HistoryError, Refusal};
 use crate::image::{HandleError, LockError, OpenError};
 use crate::report::{escape_message, escape_path};
@@ -63,14 +63,15 @@ pub enum Error {
     /// A repair came to an end without a single job.
     #[error("the repair ended before anything was looked at")]
     NothingRan,
-    /// Something that is not built yet was asked for.
-    #[error("{what} is not built yet")]
-    NotBuilt {
-        /// What was asked for, as it was typed.
-        what: &'static str,
-        /// What can be done instead.
-        instead: &'static str,
-    },
+    /// A plan file could not be read or written.
+    #[error("plan file")]
+    PlanFile(#[source] PlanFileError),
+    /// The terminal could not be asked.
+    #[error("cannot ask what to decide")]
+    Ask(#[source] io::Error),
+    /// A decision that the tier has no use for.
+    #[error("--decide: decisions are for --repair=all")]
+    DecideLeaks,
     /// Progress cannot be written where it was asked for.
     #[error("--progress-fd: descriptor {fd} cannot be written")]
     ProgressFd {
@@ -114,9 +115,10 @@ impl Error {
             Self::Image(HandleError::Open(error)) | Self::DataFile(error) | Self::NoImage(error) => {
                 open_hint(error)
             }
-            Self::Image(HandleError::Lock(LockError::Busy { .. })) => {
-                Some("shut the virtual machine down, or wait until the other program is done, and try again")
-            }
+            Self::Image(HandleError::Lock(LockError::Busy { .. })) => Some(
+                "shut the virtual machine down, unmount the disk (fusermount3 -u), or wait until the other \
+                     program is done, and try again",
+            ),
             Self::Sandbox { source, .. } => sandbox_hint(source),
             Self::Heal { source: HealError::Cage { source, .. }, .. } if sandbox_hint(source).is_some() => {
                 sandbox_hint(source)
@@ -124,11 +126,13 @@ impl Error {
             Self::Heal { source, .. } => Some(source.ending().route().next).filter(|next| !next.is_empty()),
             Self::Refused { source, .. } => Some(source.ending().route().next),
             Self::Mount(error) => error.hint(),
-            Self::NotBuilt { instead, .. } => Some(instead),
             Self::LogFilter { .. } => Some("examples: --log=debug, --log=instar_mount::sandbox=trace"),
             Self::Image(HandleError::Lock(LockError::Io { .. }))
             | Self::ProgressFd { .. }
             | Self::NothingRan
+            | Self::PlanFile(_)
+            | Self::Ask(_)
+            | Self::DecideLeaks
             | Self::History(_)
             | Self::Output(_)
             | Self::Json(_) => None,

@@ -449,3 +449,26 @@ fn leaks_are_repaired_before_the_mount_and_every_guest_byte_stays() {
     assert_eq!(leaky.qemu_check(), 0);
     leaky.assert_guest_intact();
 }
+
+#[test]
+fn corruptions_are_served_repaired_in_a_preview_and_repaired_before_a_mount() {
+    need_mounts!();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let corrupt = recipe("refcount-too-low").make(folder.path());
+    assert_eq!(corrupt.qemu_check(), 2, "the recipe corrupts");
+    let scene = Scene::with(folder, corrupt.path.clone());
+    let preview = tools::ensure_untouched(&[&scene.image], || {
+        let output = must(scene.command().args(["--repair=all", "--preview"]));
+        assert_eq!(byte_at(&scene.point().join("refcount-too-low.raw"), 0).expect("the disk is read"), b'I');
+        let report = fs::read_to_string(scene.point().join(".instar/report.json")).expect("a report");
+        assert!(report.contains("\"ending\": \"previewed\""), "{report}");
+        scene.unmount();
+        output
+    });
+    assert!(stderr(&preview).contains("corruption"), "{}", stderr(&preview));
+    let output = must(scene.command().arg("--repair=all"));
+    assert!(stderr(&output).contains("repaired"), "{}", stderr(&output));
+    scene.unmount();
+    assert_eq!(corrupt.qemu_check(), 0);
+    corrupt.assert_guest_intact();
+}

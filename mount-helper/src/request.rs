@@ -6,8 +6,18 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use crate::options::{self, MountOption};
 
 /// Options of `instar-mount` that take a value, by the same name: `repair=leaks` means `--repair=leaks`.
-const WITH_VALUE: &[&str] =
-    &["repair", "sandbox", "memory", "data-file", "backing", "allow-chain", "backing-format"];
+const WITH_VALUE: &[&str] = &[
+    "repair",
+    "decide",
+    "undo-dir",
+    "state-dir",
+    "sandbox",
+    "memory",
+    "data-file",
+    "backing",
+    "allow-chain",
+    "backing-format",
+];
 /// Options of `instar-mount` without a value: `preview` means `--preview`.
 const WITHOUT_VALUE: &[&str] = &["preview", "quiet"];
 /// Options that are for mount(8), fstab or systemd, or that a FUSE mount fulfils by itself. The disk is served
@@ -188,6 +198,23 @@ mod tests {
         assert_eq!(
             call(&["a.qcow2", "/mnt", "-o", "rw,repair=leaks,preview"]),
             ["--repair=leaks", "--preview", "--", "a.qcow2", "/mnt"]
+        );
+        assert_eq!(
+            call(&[
+                "a",
+                "/m",
+                "-o",
+                "repair=all,decide=orphan-data=free,decide=orphan-table=attach,undo-dir=/u"
+            ]),
+            [
+                "--repair=all",
+                "--decide=orphan-data=free",
+                "--decide=orphan-table=attach",
+                "--undo-dir=/u",
+                "--",
+                "a",
+                "/m"
+            ]
         );
         assert_eq!(
             call(&["-n", "-orepair=all", "-t", "instar", "a.qcow2", "/m"]),

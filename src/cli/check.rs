@@ -1,9 +1,11 @@
 //! `instar check`.
 
+use std::path::Path;
+
 use super::inspect::Inspector;
 use super::memory::Memory;
-use super::options::{CheckArgs, ExitCodes, OutputFormat, RecordsArgs, RepairArgs, StateArgs};
-use super::repair::Repaired;
+use super::options::{CheckArgs, ExitCodes, OutputFormat, StateArgs};
+use super::repair::{Repaired, Request, What};
 use super::{chain, repair, say};
 use crate::error::Error;
 use crate::exit::Exit;
@@ -21,12 +23,23 @@ pub fn run(args: &CheckArgs) -> Result<Exit, Error> {
     if args.chain.chain {
         return chain::run(args, &watch);
     }
-    args.repair.built_tier()?;
+    let request = request(args)?;
     let image = ImageHandle::open(&args.image, Mode::Read)?;
     let inspector = Inspector::new(&image, &args.cage, watch)?.with_deep(args.deep);
-    let report = examine(&image, &inspector, &args.repair, &args.state)?.report;
+    let report = examine(&image, &inspector, &request, &args.state)?.report;
     print(&report, args.output, HumanOptions { all: args.all, quiet: args.quiet })?;
     Ok(report.exit(args.exit_code == ExitCodes::Detailed))
+}
+
+/// What is asked for. A plan file is read before the image is opened.
+fn request(args: &CheckArgs) -> Result<Request, Error> {
+    let request = Request::of(&args.repair)?;
+    if let Some(path) = &args.plan.apply_plan {
+        let bound = heal::read_plan_file(path).map_err(Error::PlanFile)?;
+        return Ok(Request { what: Some(What::Apply(Box::new(bound))), ..request });
+    }
+    let may_ask = request.may_ask && args.output == OutputFormat::Human;
+    Ok(Request { plan_out: args.plan.plan_out.clone(), may_ask, ..request })
 }
 
 /// Who is to be told how far the jobs are.
@@ -48,23 +61,23 @@ fn watch(args: &CheckArgs) -> Result<Watch, Error> {
 pub(super) fn examine(
     image: &ImageHandle,
     inspector: &Inspector,
-    args: &RepairArgs,
+    request: &Request,
     state: &StateArgs,
 ) -> Result<Repaired, Error> {
-    match args.built_tier()? {
+    match &request.what {
         None => {
-            warn_of_interruption(image, &args.records)?;
+            warn_of_interruption(image, request.undo_dir.as_deref())?;
             let mut report = inspector.check()?;
             report.recurring = Memory::of(image, state).recurring(&report.tally);
-            Ok(Repaired { report, preview: None })
+            Ok(Repaired { report, preview: None, bound: None })
         }
-        Some(tier) => repair::repair(image, inspector, tier, args, state),
+        Some(what) => repair::repair(image, inspector, what, request, state),
     }
 }
 
 /// Says that the image is not in the state that an interrupted repair or undo was to leave it in.
-fn warn_of_interruption(image: &ImageHandle, records: &RecordsArgs) -> Result<(), Error> {
-    let pending = heal::pending(image, records.undo_dir.as_deref())
+fn warn_of_interruption(image: &ImageHandle, undo_dir: Option<&Path>) -> Result<(), Error> {
+    let pending = heal::pending(image, undo_dir)
         .map_err(|source| Error::Heal { image: image.path().to_owned(), source })?;
     let name = escape_path(image.path());
     match pending {

@@ -1,6 +1,6 @@
 //! The command lines: arguments in, one [`Exit`] out.
 //!
-//! Invariant: what is offered here works. What is not built is refused by name, before any file is opened.
+//! Invariant: what is offered here works. What is not possible is refused by name.
 //! Nothing in this folder interprets an image or decides what a finding means.
 
 use std::ffi::OsString;
@@ -13,6 +13,7 @@ use crate::exit::Exit;
 
 pub mod chain;
 pub mod check;
+pub mod decide;
 pub mod history;
 pub mod info;
 pub mod inspect;

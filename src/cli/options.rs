@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use instar_abi::choice::{Decision, Decisions};
 use instar_abi::problem::Tier;
 
-use super::size;
-use crate::error::Error;
+use super::{decide, size};
 
 const CHECK_EXAMPLES: &str = "\
 Exit codes:
@@ -21,6 +21,7 @@ Examples:
   instar check disk.qcow2                    what is wrong with it?
   instar check --repair --preview disk.qcow2 what would a repair do?
   instar check --repair=leaks disk.qcow2     give leaked space back
+  instar check --repair=all disk.qcow2       mend what can be mended for certain
   instar check --deep disk.qcow2             can its compressed clusters be read?
   instar check --output=json disk.qcow2      the same for programs";
 
@@ -32,7 +33,9 @@ In a folder, internal snapshots appear as MOUNTPOINT/snapshots/<name>.raw.
 Examples:
   instar-mount disk.qcow2 /mnt/disk                  look into a disk, read-only
   instar-mount --allow-chain=. top.qcow2 /mnt/disk   with the backing files that lie beside it
-  instar-mount --repair=leaks disk.qcow2 /mnt/disk   give leaked space back first";
+  instar-mount --repair=leaks disk.qcow2 /mnt/disk   give leaked space back first
+  instar-mount --repair=all --preview disk.qcow2 /mnt/disk
+                                                     look into the repaired disk, the image untouched";
 
 /// Check QCOW2 images and heal them. The image is looked at inside a cage, never by this program itself.
 #[derive(Debug, Parser)]
@@ -79,6 +82,9 @@ pub struct CheckArgs {
     pub repair: RepairArgs,
     #[command(flatten)]
     #[expect(missing_docs, reason = "the type says it")]
+    pub plan: PlanArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the type says it")]
     pub cage: CageArgs,
     #[command(flatten)]
     #[expect(missing_docs, reason = "the type says it")]
@@ -95,7 +101,7 @@ pub struct CheckArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "the type says it")]
     pub chain: ChainArgs,
-    /// Print nothing about a consistent image, and no progress.
+    /// Print nothing but errors and warnings; the exit code tells the rest.
     #[arg(long, short)]
     pub quiet: bool,
     /// Write progress to this open file descriptor, one JSON object on a line.
@@ -109,12 +115,23 @@ pub struct CheckArgs {
     pub image: PathBuf,
 }
 
+/// Plans that are made now and carried out later.
+#[derive(Debug, Clone, Default, Args)]
+pub struct PlanArgs {
+    /// Write the plan of the repair to a new FILE instead of carrying it out.
+    #[arg(long, value_name = "FILE", requires = "repair")]
+    pub plan_out: Option<PathBuf>,
+    /// Carry out exactly the plan in FILE, if the image is still the one that it was made for. It is proven anew.
+    #[arg(long, value_name = "FILE", group = "healing")]
+    pub apply_plan: Option<PathBuf>,
+}
+
 /// The files below an image.
 #[derive(Debug, Clone, Default, Args)]
 pub struct ChainArgs {
     /// Check the backing files too. A name inside an image opens nothing by itself: name each file with
     /// --backing, or a folder that they may come from with --allow-chain.
-    #[arg(long, conflicts_with = "repair")]
+    #[arg(long, conflicts_with = "healing")]
     pub chain: bool,
     #[command(flatten)]
     #[expect(missing_docs, reason = "the type says it")]
@@ -275,43 +292,37 @@ pub struct RecordsArgs {
 /// What may be written.
 #[derive(Debug, Clone, Default, Args)]
 pub struct RepairArgs {
-    /// Repair what TIER allows; `leaks` (the default) only frees clusters that nothing uses. The repair is
-    /// proven on a copy by a fresh check before the image is touched, and can be undone.
+    /// Repair what TIER allows; `leaks` (the default) only frees clusters that nothing uses, `all` mends besides
+    /// what the rest of the metadata determines. The repair is proven on a copy by a fresh check before the image is touched, and can be undone.
     #[arg(long, value_enum, value_name = "TIER", num_args = 0..=1, require_equals = true,
-          default_missing_value = "leaks")]
+          default_missing_value = "leaks", group = "healing")]
     pub repair: Option<RepairTier>,
     /// Stop before anything is written: show what the repair would do.
-    #[arg(long, requires = "repair")]
+    #[arg(long, requires = "healing")]
     pub preview: bool,
+    /// Decide about PROBLEM, which has several outcomes that each give something up; may be given several times. The
+    /// report names what can be decided. On a terminal it is asked for.
+    #[arg(long, value_name = "PROBLEM=CHOICE", value_parser = decide::parse, requires = "repair")]
+    pub decide: Vec<Decision>,
     #[command(flatten)]
     #[expect(missing_docs, reason = "the type says it")]
     pub records: RecordsArgs,
 }
 
 impl RepairArgs {
-    /// What is asked for, in words.
+    /// The tier that was asked for, if any.
     #[must_use]
-    pub fn request(&self) -> String {
-        match self.repair {
-            None => "check".to_owned(),
-            Some(RepairTier::Leaks) => "repair=leaks".to_owned(),
-            Some(RepairTier::All) => "repair=all".to_owned(),
-        }
+    pub fn tier(&self) -> Option<Tier> {
+        self.repair.map(|tier| match tier {
+            RepairTier::Leaks => Tier::Leaks,
+            RepairTier::All => Tier::All,
+        })
     }
 
-    /// The tier that was asked for, if any and if it is built.
-    ///
-    /// # Errors
-    /// [`Error::NotBuilt`].
-    pub fn built_tier(&self) -> Result<Option<Tier>, Error> {
-        match self.repair {
-            None => Ok(None),
-            Some(RepairTier::Leaks) => Ok(Some(Tier::Leaks)),
-            Some(RepairTier::All) => Err(Error::NotBuilt {
-                what: "--repair=all",
-                instead: "--repair=leaks frees space that nothing uses; for anything else keep a copy of the image",
-            }),
-        }
+    /// What was decided.
+    #[must_use]
+    pub fn decisions(&self) -> Decisions {
+        self.decide.iter().fold(Decisions::default(), |made, decision| made.with(*decision))
     }
 }
 
@@ -321,7 +332,6 @@ pub enum RepairTier {
     /// Free clusters that nothing uses.
     Leaks,
     /// Besides, mend what the rest of the metadata determines.
-    #[value(hide = true)]
     All,
 }
 
@@ -419,6 +429,18 @@ mod tests {
         assert!(Instar::try_parse_from(["instar", "check", "--backing", "b", "i"]).is_err());
         assert!(Instar::try_parse_from(["instar", "check", "--chain", "--backing", "b", "i"]).is_ok());
         assert!(MountOptions::try_parse_from(["instar-mount", "--backing", "b", "i", "/mnt"]).is_ok());
+    }
+
+    #[test]
+    fn apply_plan_is_a_repair_of_its_own() {
+        let check = |options: &[&str]| {
+            Instar::try_parse_from([&["instar", "check"], options, &["i"]].concat()).is_ok()
+        };
+        assert!(check(&["--apply-plan=p"]) && check(&["--apply-plan=p", "--preview"]));
+        assert!(!check(&["--apply-plan=p", "--repair"]) && !check(&["--apply-plan=p", "--chain"]));
+        assert!(!check(&["--plan-out=p"]) && check(&["--plan-out=p", "--repair=all"]));
+        assert!(!check(&["--decide=orphan-data=free"]));
+        assert!(check(&["--decide=orphan-data=free", "--repair=all"]));
     }
 
     #[test]

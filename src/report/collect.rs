@@ -48,6 +48,12 @@ impl Collector {
         &self.tally
     }
 
+    /// Findings kept so far.
+    #[must_use]
+    pub fn findings(&self) -> &[KeptFinding] {
+        &self.findings
+    }
+
     /// Names so far.
     #[must_use]
     pub const fn names(&self) -> &Names {

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use instar_abi::call::TextKind;
+use instar_abi::choice::Decision;
 use instar_abi::finding::NONE;
 use instar_abi::problem::{Problem, Severity, Tier};
 
@@ -16,6 +17,7 @@ use super::sentence::{disk_name, sentence, table_name};
 use super::tally::TallyRow;
 use super::touched::Touched;
 use super::units::{bytes, counted};
+use crate::heal::option_of;
 use crate::history::Recurring;
 
 /// Problems shown before the rest is only counted.
@@ -24,12 +26,15 @@ const ROWS_MAX: usize = 8;
 /// Guest ranges shown before the rest is only counted.
 const RANGES_MAX: usize = 6;
 
+/// Decisions explained before they are only named.
+const CHOICES_MAX: usize = 3;
+
 /// What to print.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct HumanOptions {
     /// Every finding instead of counts by problem.
     pub all: bool,
-    /// Nothing about a consistent image.
+    /// Nothing at all.
     pub quiet: bool,
 }
 
@@ -39,7 +44,7 @@ pub struct HumanOptions {
 /// Those of `out`.
 pub fn write_check(report: &CheckReport, options: HumanOptions, out: &mut dyn Write) -> io::Result<()> {
     let verdict = report.verdict();
-    if options.quiet && verdict == Verdict::Consistent && report.repair.is_none() {
+    if options.quiet {
         return Ok(());
     }
     writeln!(out, "{}: {}", escape_path(&report.image), headline(report))?;
@@ -54,8 +59,9 @@ pub fn write_check(report: &CheckReport, options: HumanOptions, out: &mut dyn Wr
     }
     write_guest_bytes(report, out)?;
     if let Some(repair) = &report.repair {
-        write_repair(repair, out)?;
+        write_repair(repair, &report.names, out)?;
     }
+    write_choices(report, options, out)?;
     write_recurring(&report.recurring, out)?;
     write_next(report, options, out)?;
     write_sandbox(&report.sandbox, out)
@@ -176,7 +182,7 @@ fn write_guest_bytes(report: &CheckReport, out: &mut dyn Write) -> io::Result<()
     }
 }
 
-fn write_repair(repair: &RepairFacts, out: &mut dyn Write) -> io::Result<()> {
+fn write_repair(repair: &RepairFacts, names: &Names, out: &mut dyn Write) -> io::Result<()> {
     let route = repair.ending.route();
     writeln!(out, "\n  repair ({}): {}", tier_name(repair.tier), route.sentence)?;
     if let Some(plan) = &repair.plan {
@@ -184,11 +190,38 @@ fn write_repair(repair: &RepairFacts, out: &mut dyn Write) -> io::Result<()> {
         let steps = counted(plan.steps as u64, "step", "steps");
         writeln!(out, "  plan: {steps}, {writes}, {}", bytes(plan.write_bytes))?;
     }
+    if let Some(todo) = &repair.todo {
+        todo.write(names, out)?;
+    }
+    if let Some(path) = &repair.plan_file {
+        writeln!(out, "  plan file: {}", escape_path(path))?;
+    }
     if let Some(path) = &repair.undo_file {
         writeln!(out, "  undo file: {}", escape_path(path))?;
     }
-    if !route.next.is_empty() {
+    if repair.plan_file.is_none() && !route.next.is_empty() {
         writeln!(out, "  next: {}", route.next)?;
+    }
+    Ok(())
+}
+
+/// What only the user can decide, as the options that say so: with what each gives up where they are few.
+fn write_choices(report: &CheckReport, options: HumanOptions, out: &mut dyn Write) -> io::Result<()> {
+    let choices: Vec<Decision> = report.choices().collect();
+    if choices.is_empty() {
+        return Ok(());
+    }
+    if choices.len() > CHOICES_MAX && !options.all {
+        let names: Vec<_> = choices.iter().map(|decision| option_of(*decision)).collect();
+        return writeln!(
+            out,
+            "  for you to decide (--all tells what each gives up), with --repair=all --decide: {}",
+            names.join(", ")
+        );
+    }
+    writeln!(out, "\n  for you to decide, with --repair=all:")?;
+    for decision in choices {
+        writeln!(out, "    --decide {}\n        {}", option_of(decision), decision.sentence())?;
     }
     Ok(())
 }
@@ -215,10 +248,16 @@ fn write_next(report: &CheckReport, options: HumanOptions, out: &mut dyn Write) 
     for tier in [Tier::Leaks, Tier::All] {
         writeln!(out, "  --repair={:<6} {}", tier_name(tier), Prospect::of(report, tier))?;
     }
-    if report.repair.is_some() {
-        return Ok(());
+    if let Some(repair) = &report.repair {
+        return match &repair.plan_file {
+            Some(path) => writeln!(out, "  next: instar check --apply-plan {} {image}", escape_path(path)),
+            None => Ok(()),
+        };
     }
-    if Prospect::of(report, Tier::Leaks).cured > 0 {
+    let cured = |tier| Prospect::of(report, tier).cured;
+    if cured(Tier::All) > cured(Tier::Leaks) {
+        writeln!(out, "  next: instar check --repair=all --preview {image}")?;
+    } else if cured(Tier::Leaks) > 0 {
         writeln!(out, "  next: instar check --repair=leaks {image}")?;
     } else if !options.all {
         writeln!(out, "  next: instar check --all {image}")?;

@@ -4,9 +4,11 @@
 //! Invariant: the keys of qemu's `ImageCheck` keep qemu's meaning, and those that qemu leaves out when they are
 //! zero are left out here too. Two runs over the same image differ in `sandbox` only, whatever the cage.
 
+use std::ops::Range;
 use std::path::Path;
 
 use instar_abi::call::TextKind;
+use instar_abi::choice::Decision;
 use instar_abi::finding::{ACTIVE, NONE, Owner, Table};
 use instar_abi::problem::{Cost, Disposition, Row, Severity, Tier};
 use instar_abi::summary::Summary;
@@ -18,6 +20,7 @@ use super::model::{CheckReport, KeptFinding, RepairFacts, SandboxFacts, Verdict,
 use super::names::Names;
 use super::sentence::{sentence, table_name};
 use super::tally::TallyRow;
+use super::todo::TodoRow;
 use crate::history::Recurring;
 use crate::sandbox::CageKind;
 
@@ -76,11 +79,27 @@ pub struct CheckDocument {
     /// Whether a fresh cage proved the repair.
     #[serde(skip_serializing_if = "Option::is_none")]
     attestation: Option<AttestationDocument>,
+    /// What is left for the user to decide.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    choices: Vec<ChoiceDocument>,
     /// Problems that had been repaired before, again and again: the storage below is suspect.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     recurring_damage: Vec<RecurringDocument>,
     /// Where the image was looked at, and what that cost.
     sandbox: SandboxDocument,
+}
+
+/// One outcome of a problem that has several.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct ChoiceDocument {
+    /// The problem's permanent id (docs/problems.md).
+    problem: &'static str,
+    /// The choice's permanent id: `--decide PROBLEM=CHOICE` makes it.
+    choice: &'static str,
+    /// What happens then, and what it gives up.
+    sentence: &'static str,
 }
 
 /// A problem that comes back after it was repaired.
@@ -202,6 +221,40 @@ struct PlanDocument {
     write_bytes: u64,
     /// SHA-256 of the plan, in hexadecimal: the same image gives the same plan.
     digest: String,
+    /// The file that it was written to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file: Option<String>,
+    /// What it is going to do; only in a preview.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    to_do: Vec<TodoDocument>,
+}
+
+/// What one cure of a plan is going to do.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct TodoDocument {
+    /// The cure's permanent id.
+    cure: &'static str,
+    /// Items that it takes away; 0 where it only follows up what other cures do.
+    items: u64,
+    /// Bytes that it writes.
+    write_bytes: u64,
+    /// Guest ranges whose data it gives up, which could not be read before either.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    dropped: Vec<DroppedDocument>,
+}
+
+/// A guest range.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct DroppedDocument {
+    /// The internal snapshot whose disk it is; absent for the active disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    snapshot: Option<u32>,
+    guest_offset: u64,
+    guest_len: u64,
 }
 
 /// The proof.
@@ -314,6 +367,7 @@ pub fn check_json(report: &CheckReport) -> CheckDocument {
             .repair
             .as_ref()
             .and_then(|repair| repair.plan.as_ref().map(|_| AttestationDocument { proven: repair.attested })),
+        choices: report.choices().map(choice).collect(),
         recurring_damage: report.recurring.iter().map(recurring).collect(),
         sandbox: sandbox(&report.sandbox, summary),
     }
@@ -410,12 +464,36 @@ fn plan(facts: &RepairFacts) -> Option<PlanDocument> {
         writes: plan.writes,
         write_bytes: plan.write_bytes,
         digest: hex(&plan.digest),
+        file: facts.plan_file.as_deref().map(filename),
+        to_do: facts.todo.iter().flat_map(|todo| &todo.rows).map(todo_row).collect(),
     })
+}
+
+fn todo_row(row: &TodoRow) -> TodoDocument {
+    let dropped = |(disk, range): &(u32, Range<u64>)| DroppedDocument {
+        snapshot: snapshot(*disk),
+        guest_offset: range.start,
+        guest_len: range.end - range.start,
+    };
+    TodoDocument {
+        cure: row.cure.id(),
+        items: row.items,
+        write_bytes: row.write_bytes,
+        dropped: row.dropped.iter().map(dropped).collect(),
+    }
 }
 
 /// Bytes in hexadecimal.
 pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn choice(decision: Decision) -> ChoiceDocument {
+    ChoiceDocument {
+        problem: decision.problem().row().id,
+        choice: decision.id(),
+        sentence: decision.sentence(),
+    }
 }
 
 fn recurring(recurring: &Recurring) -> RecurringDocument {

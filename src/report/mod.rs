@@ -21,6 +21,7 @@ mod samples;
 pub(crate) mod schema;
 mod sentence;
 mod tally;
+mod todo;
 mod touched;
 pub mod units;
 
@@ -36,3 +37,4 @@ pub use names::Names;
 pub use progress::{Progress, Watch};
 pub use sentence::sentence;
 pub use tally::{Tally, TallyRow};
+pub use todo::{Todo, TodoRow};

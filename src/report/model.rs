@@ -2,13 +2,15 @@
 
 use std::path::PathBuf;
 
+use instar_abi::choice::Decision;
 use instar_abi::finding::{Finding, Owner};
-use instar_abi::problem::{Problem, Severity, Tier};
+use instar_abi::problem::{Disposition, Problem, Severity, Tier};
 use instar_abi::summary::{Outcome, Summary};
 
 use super::collect::Collector;
 use super::names::Names;
 use super::tally::Tally;
+use super::todo::Todo;
 use crate::exit::Exit;
 use crate::heal::{Ending, PlanFacts};
 use crate::history::Recurring;
@@ -83,6 +85,12 @@ pub struct RepairFacts {
     pub undo_file: Option<PathBuf>,
     /// What was found before.
     pub before: Tally,
+    /// What a preview's plan is going to do.
+    pub todo: Option<Todo>,
+    /// Problems that are left once the repair is done, or would be.
+    pub left: Vec<Problem>,
+    /// The file that the plan was written to.
+    pub plan_file: Option<PathBuf>,
 }
 
 /// What is known of an image after a check, and after a repair where one was asked for.
@@ -164,6 +172,16 @@ impl CheckReport {
             .fold(0, |sum: u64, row| sum.saturating_add(row.items));
         let cut_short = matches!(self.verdict(), Verdict::Incomplete);
         unreadable.max(u64::from(cut_short))
+    }
+
+    /// What is left for the user to decide. A choice is one of the table's; where a repair has left something that it
+    /// cures elsewhere, that is one too.
+    pub fn choices(&self) -> impl Iterator<Item = Decision> {
+        let is_open = |problem: Problem| match &self.repair {
+            Some(RepairFacts { tier: Tier::All, left, .. }) => left.contains(&problem),
+            _ => problem.row().disposition == Disposition::Choice && self.tally.row(problem).is_some(),
+        };
+        Decision::ALL.iter().copied().filter(move |decision| is_open(decision.problem()))
     }
 
     /// Corruptions and leaks that the repair took away.

@@ -59,9 +59,6 @@ impl Prospect {
 
 impl fmt::Display for Prospect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.tier == Tier::All {
-            f.write_str("(not built yet) ")?;
-        }
         if self.cured == 0 {
             f.write_str("has nothing to cure here")?;
         } else {

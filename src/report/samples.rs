@@ -111,6 +111,9 @@ pub(super) fn repaired() -> CheckReport {
         attested: true,
         undo_file: Some(PathBuf::from("disk.qcow2.undo")),
         before,
+        todo: None,
+        left: Vec::new(),
+        plan_file: None,
     });
     report
 }

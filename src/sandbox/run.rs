@@ -66,6 +66,7 @@ pub fn run_elf(
     let mut server = Server::new(job, built.cage.memory().clone());
     match server.drive(&mut *built.cage, observer)? {
         Served::Done(summary) => {
+            tracing::debug!(job = ?job.kind, cage = ?built.kind, stats = ?server.stats(), "a cage has done its job");
             Ok(JobResult { summary, stats: server.stats(), cage: built.kind, fallback: built.fallback })
         }
         Served::Idle | Served::Answered => Err(refused("give requests to a job that is not resident")),

@@ -30,6 +30,7 @@ use snapshots::Snapshot;
 use super::check::examine;
 use super::inspect::Inspector;
 use super::options::MountOptions;
+use super::repair::Request;
 use super::{log, say};
 use crate::disk::{Disk, HealthCounts};
 use crate::error::Error;
@@ -62,12 +63,12 @@ pub fn run(options: &MountOptions) -> Result<Exit, Error> {
         background::take_name().map_err(MountError::Background)?;
     }
     log::start(&options.log)?;
-    options.repair.built_tier()?;
+    let request = Request::of(&options.repair)?;
     let ending = Ending::catch().map_err(MountError::Signals)?;
     let image = Arc::new(ImageHandle::open(&options.image, Mode::Read)?);
     let point = MountPoint::check(&options.mountpoint, image.file().identity()).map_err(MountError::Point)?;
     let inspector = Inspector::new(&image, &options.cage, Watch::people(options.quiet))?;
-    let examined = examine(&image, &inspector, &options.repair, &options.state)?;
+    let examined = examine(&image, &inspector, &request, &options.state)?;
     let mut job = inspector.job(JobKind::Map);
     if let Some(overlay) = &examined.preview {
         job.image = overlay.clone();
@@ -170,9 +171,11 @@ struct HealthDocument(Vec<Arc<Disk>>);
 
 impl Document for HealthDocument {
     fn render(&self) -> Vec<u8> {
-        // Four numbers always fit JSON; nothing is told if not.
         let counts: HealthCounts = self.0.iter().map(|disk| disk.health().counts()).sum();
-        let mut text = serde_json::to_vec_pretty(&counts).unwrap_or_default();
+        let mut text = serde_json::to_vec_pretty(&counts).unwrap_or_else(|error| {
+            tracing::error!(%error, "the counters cannot be put into JSON");
+            Vec::new()
+        });
         text.push(b'\n');
         text
     }

@@ -1,0 +1,113 @@
+//! What a plan is going to do, as a list with prices.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::ops::Range;
+
+use instar_abi::cure::Cure;
+use instar_abi::problem::{Cost, Problem};
+
+use super::model::KeptFinding;
+use super::names::Names;
+use super::sentence::disk_name;
+use super::touched::Touched;
+use super::units::{bytes, counted};
+use crate::heal::Plan;
+
+/// Guest ranges shown of one cure before the rest is only counted.
+const RANGES_MAX: usize = 6;
+
+/// What one cure is going to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TodoRow {
+    /// The cure.
+    pub cure: Cure,
+    /// Items that it takes away; 0 where it only follows up what the others do.
+    pub items: u64,
+    /// Bytes that it writes.
+    pub write_bytes: u64,
+    /// Guest ranges whose data it gives up, by snapshot. It could not be read before either.
+    pub dropped: Vec<(u32, Range<u64>)>,
+}
+
+/// The list, in the order of the plan.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Todo {
+    /// The cures, each once.
+    pub rows: Vec<TodoRow>,
+    /// Other users are kept from writing to the image meanwhile.
+    pub is_guarded: bool,
+}
+
+impl Todo {
+    /// The list of a plan. `before` and `after` count the items of the image and of the proven copy by problem.
+    #[must_use]
+    pub fn of(
+        plan: &Plan,
+        before: &BTreeMap<Problem, u64>,
+        after: &BTreeMap<Problem, u64>,
+        findings: &[KeptFinding],
+    ) -> Self {
+        let mut rows: Vec<TodoRow> = Vec::new();
+        for step in plan.steps() {
+            let write_bytes = step.groups.iter().flatten().map(|write| write.bytes.len() as u64).sum();
+            match rows.iter_mut().find(|row| row.cure == step.cure) {
+                Some(row) => row.write_bytes = row.write_bytes.saturating_add(write_bytes),
+                None => rows.push(TodoRow { cure: step.cure, items: 0, write_bytes, dropped: Vec::new() }),
+            }
+        }
+        for row in &mut rows {
+            let of_cure = |problem: &Problem| Cure::of(*problem) == Some(row.cure);
+            row.items =
+                before.iter().filter(|(problem, _)| of_cure(problem)).fold(0, |sum, (problem, items)| {
+                    let left = after.get(problem).copied().unwrap_or(0);
+                    sum.saturating_add(items.saturating_sub(left))
+                });
+            let dropping = |kept: &&KeptFinding| {
+                of_cure(&kept.problem)
+                    && kept.problem.row().cost == Cost::DropsData
+                    && after.get(&kept.problem).is_none_or(|left| *left == 0)
+            };
+            let dropped: Vec<KeptFinding> = findings.iter().filter(dropping).cloned().collect();
+            row.dropped = Touched::by(&dropped).ranges().map(|(disk, range)| (disk, range.clone())).collect();
+        }
+        Self { rows, is_guarded: plan.guard().is_some() }
+    }
+
+    /// Prints it.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub(super) fn write(&self, names: &Names, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(out, "  to do, in this order:")?;
+        for (at, row) in self.rows.iter().enumerate() {
+            row.write(at + 1, names, out)?;
+        }
+        if self.is_guarded {
+            writeln!(out, "    meanwhile the image is marked as corrupt, so that nobody else writes to it")?;
+        }
+        Ok(())
+    }
+}
+
+impl TodoRow {
+    fn write(&self, number: usize, names: &Names, out: &mut dyn Write) -> io::Result<()> {
+        let items = match self.items {
+            0 => "follows from the others".to_owned(),
+            items => counted(items, "item", "items"),
+        };
+        let price =
+            if self.dropped.is_empty() { "loses nothing" } else { "drops data that cannot be read now" };
+        let (id, size) = (self.cure.id(), bytes(self.write_bytes));
+        writeln!(out, "    {number}. {id}: {items}, writes {size}, {price}")?;
+        writeln!(out, "       {}", self.cure.sentence())?;
+        for (disk, range) in self.dropped.iter().take(RANGES_MAX) {
+            let (disk, size) = (disk_name(*disk, names), bytes(range.end - range.start));
+            writeln!(out, "       drops {disk}: {:#x} to {:#x} ({size})", range.start, range.end)?;
+        }
+        match self.dropped.len().saturating_sub(RANGES_MAX) {
+            0 => Ok(()),
+            more => writeln!(out, "       and {}", counted(more as u64, "range more", "ranges more")),
+        }
+    }
+}
