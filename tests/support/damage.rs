@@ -270,6 +270,9 @@ pub const RECIPES: &[Recipe] = &[
     plain("l2-entry-unaligned", &["l2-entry-unaligned"], |_, raw| {
         raw.change(raw.l2_entry(0), |entry| entry + 512);
     }),
+    plain("l2-zero-place-lost", &["l2-zero-place-lost"], |_, raw| {
+        raw.change(raw.l2_entry(18), |entry| entry + 512);
+    }),
     plain("l2-entry-past-eof", &["l2-entry-past-eof"], |_, raw| {
         raw.set_number(raw.l2_entry(0), 8, far(raw) | COPIED);
     }),

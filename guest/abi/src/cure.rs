@@ -71,7 +71,7 @@ cures! {
         "Clear reserved bits of entries that are sound otherwise."
     6 Unmap "unmap" [
         L1EntryUnaligned L1EntryPastEof L2EntryUnaligned L2EntryPastEof CompressedPastEof
-        ExtendedBitmapWithoutOffset]
+        ExtendedBitmapWithoutOffset L2ZeroPlaceLost]
         "Empty entries whose clusters are not in the file."
     7 CopyShared "copy-shared" [L2EntryShared]
         "Give each user of a doubly used data cluster a copy of its own at the end of the file."

@@ -351,6 +351,9 @@ problems! {
     111 OrphanData "orphan-data" Leak [Choice] DestroysEvidence
         "cluster {index}: nothing points to it or to {count} like it, and a table of guest data nearby is empty or damaged";
         "They may be the guest's data: they are not freed."
+    112 L2ZeroPlaceLost "l2-zero-place-lost" Corruption [Curable(Tier::All)] Lossless
+        "{table} entry {index}: the place {stored} kept for a cluster of zeros is not a usable cluster of the file ({guest})";
+        "The guest's zeros are not in doubt, but other programs refuse the cluster."
     // External data file.
     120 DataFileMissing "data-file-missing" Corruption [Refuse] Lossless
         "the image keeps its guest data in an external data file, which was not given";

@@ -106,29 +106,25 @@ impl Problems {
     }
 }
 
-/// Findings kept for a plan. One stands for `count` items side by side: the item `n` is `n` times
-/// `host_len / count` bytes behind the first. Of what they hold only the first one's value is kept.
+/// Findings kept for a plan: the first ones of each problem. Those about reference counts of clusters in use and
+/// about proven leaks are not among them: there may be as many as clusters.
+///
+/// One stands for `count` items side by side: the item `n` is `n` times `host_len / count` bytes behind the first. Of
+/// what they hold only the first one's value is kept.
 #[derive(Debug, Default)]
 pub struct Faults {
     found: BTreeMap<Problem, Vec<Finding>>,
-    left_out: Problems,
-    orphans: u64,
 }
 
 impl Faults {
     fn put(&mut self, problem: Problem, finding: Finding) {
         let is_orphan = matches!(problem, Problem::OrphanData | Problem::OrphanTable);
-        if is_orphan {
-            self.orphans = self.orphans.saturating_add(finding.count);
-        } else if is_about_counts(problem) {
-            self.left_out.insert(problem);
+        if !is_orphan && is_about_counts(problem) {
             return;
         }
         let found = self.found.entry(problem).or_default();
         if found.len() < if is_orphan { ORPHANS_MAX } else { FAULTS_MAX } {
             found.push(finding);
-        } else {
-            self.left_out.insert(problem);
         }
     }
 
@@ -136,19 +132,6 @@ impl Faults {
     #[must_use]
     pub fn of(&self, problem: Problem) -> &[Finding] {
         self.found.get(&problem).map_or(&[], Vec::as_slice)
-    }
-
-    /// Leaked clusters that are not proven worthless.
-    #[must_use]
-    pub const fn orphans(&self) -> u64 {
-        self.orphans
-    }
-
-    /// Whether all findings of a problem are here. Those about reference counts of clusters in use and about proven
-    /// leaks never are: there may be as many as clusters.
-    #[must_use]
-    pub fn has_all_of(&self, problem: Problem) -> bool {
-        !self.left_out.has(problem)
     }
 }
 
@@ -198,6 +181,7 @@ pub const fn leaves_counts_proven(problem: Problem) -> bool {
             | P::L1CopiedMissing
             | P::L2CopiedMissing
             | P::CompressedDamaged
+            | P::L2ZeroPlaceLost
             | P::ExtendedReservedBit
             | P::DataFileMissing
             | P::DataFileRawBacking

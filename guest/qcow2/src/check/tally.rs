@@ -137,8 +137,10 @@ impl<'a> Tally<'a> {
     fn unusual(&mut self, report: &mut Report, context: &mut Context<'_>, index: usize, entry: L2Entry) {
         let (mapping, faults) = entry.decode(&self.image.format);
         for problem in faults.iter() {
+            let is_place = problem == Problem::L2EntryUnaligned && entry.maps_no_data(&self.image.format);
+            let problem = if is_place { Problem::L2ZeroPlaceLost } else { problem };
             let stored = match problem {
-                Problem::L2EntryUnaligned => entry.host_field(),
+                Problem::L2EntryUnaligned | Problem::L2ZeroPlaceLost => entry.host_field(),
                 Problem::ExtendedBitmapConflict
                 | Problem::ExtendedBitmapWithoutOffset
                 | Problem::ExtendedBitmapOnCompressed => entry.bitmap,
@@ -174,7 +176,9 @@ impl<'a> Tally<'a> {
         let host = entry.host_field();
         if host >= self.file_len {
             self.note_lost(host);
-            self.tell(report, context, index, Problem::L2EntryPastEof, host, self.file_len);
+            let is_place = entry.maps_no_data(&self.image.format);
+            let problem = if is_place { Problem::L2ZeroPlaceLost } else { Problem::L2EntryPastEof };
+            self.tell(report, context, index, problem, host, self.file_len);
             return;
         }
         if context.table.active > 0 {

@@ -159,6 +159,18 @@ impl L2Entry {
         self.raw & COMPRESSED != 0
     }
 
+    /// Whether a descriptor, whatever its offset, maps zeros and holes only: the host cluster, if any, is merely kept.
+    #[must_use]
+    pub const fn maps_no_data(self, format: &L2Format) -> bool {
+        if self.is_compressed() {
+            false
+        } else if format.extended {
+            self.bitmap & 0xffff_ffff == 0
+        } else {
+            format.zero_flag && self.raw & ZERO != 0
+        }
+    }
+
     /// The same compressed descriptor with a payload of so many sectors, counted from the start of the one that it
     /// begins in: at least 1, and not more than it has.
     #[must_use]

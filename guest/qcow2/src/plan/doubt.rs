@@ -40,6 +40,7 @@ const COUNTS_ALONE: &[Problem] = &[
 const PAST_END: &[Problem] = &[
     P::L1EntryPastEof,
     P::L2EntryPastEof,
+    P::L2ZeroPlaceLost,
     P::L2EntryPartlyPastEof,
     P::CompressedPastEof,
     P::L1TableTruncated,
@@ -115,12 +116,13 @@ impl Doubt {
         self.decisions.has(decision)
     }
 
-    /// Whether there are leaks that may be data and that nobody has decided about.
+    /// Whether there are leaks that may be data and that nobody has given up. To have a table attached is not to give
+    /// it up: there may be no place that it fits.
     #[must_use]
     pub fn has_evidence(&self) -> bool {
-        [P::OrphanData, P::OrphanTable]
+        [(P::OrphanData, Decision::FreeOrphanData), (P::OrphanTable, Decision::FreeOrphanTables)]
             .iter()
-            .any(|problem| self.found.has(*problem) && !self.has_decision_about(*problem))
+            .any(|(problem, decision)| self.found.has(*problem) && !self.is_decided(*decision))
     }
 
     fn has_decision_about(&self, problem: Problem) -> bool {
@@ -176,14 +178,15 @@ impl Doubt {
     }
 
     /// Whether entries that lead to nothing may be emptied: what they led to is not in the file, or the user
-    /// gives it up.
+    /// gives it up. Leaks that may be it have to be given up as such: the next check would take them for plain ones.
     fn may_unmap(&self, problem: Problem) -> bool {
         let decision = match problem {
             P::L1EntryUnaligned | P::L1EntryPastEof => Decision::UnmapLostTables,
             _ => Decision::UnmapLostData,
         };
-        let is_evident = self.has_evidence() || self.found.has(P::RefcountTooHigh);
-        self.is_decided(decision) || !(is_evident || self.found.has_any(LOST_PARTS) || self.are_counts_lost())
+        let may_be_there =
+            self.found.has(P::RefcountTooHigh) || self.found.has_any(LOST_PARTS) || self.are_counts_lost();
+        !self.has_evidence() && (self.is_decided(decision) || !may_be_there)
     }
 
     /// Whether stored counts are not known everywhere.
@@ -271,8 +274,13 @@ mod tests {
             let found = [other, P::L1EntryUnaligned, P::L2EntryPastEof];
             let open = doubt(&found, &[]);
             assert!(!open.may_mend(P::L1EntryUnaligned) && !open.may_mend(P::L2EntryPastEof));
-            let decided = doubt(&found, &[Decision::UnmapLostTables]);
-            assert!(decided.may_mend(P::L1EntryUnaligned) && !decided.may_mend(P::L2EntryPastEof));
+            let frees = [Decision::FreeOrphanData, Decision::FreeOrphanTables];
+            let decided = doubt(&found, &[&frees[..], &[Decision::UnmapLostTables]].concat());
+            assert!(decided.may_mend(P::L1EntryUnaligned));
+            let is_orphan = matches!(other, P::OrphanData | P::OrphanTable);
+            assert_eq!(decided.may_mend(P::L2EntryPastEof), is_orphan, "given up with its leaks");
+            let kept = doubt(&found, &[Decision::UnmapLostTables, Decision::AttachOrphanTables]);
+            assert_eq!(kept.may_mend(P::L1EntryUnaligned), !is_orphan, "the leaks are not given up");
         }
     }
 

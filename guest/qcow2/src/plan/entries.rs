@@ -6,7 +6,6 @@
 use alloc::vec::Vec;
 
 use instar_abi::cure::Cure;
-use instar_abi::problem::Problem as P;
 
 use super::doubt::Doubt;
 use super::payload::Payloads;
@@ -15,7 +14,6 @@ use super::round::{Proposal, Round};
 use super::{reserved, unmap};
 use crate::check::Checked;
 use crate::check::reader::Reader;
-use crate::check::report::leaves_counts_proven;
 use crate::check::roots::Image;
 use crate::host::Host;
 use crate::ondisk::l1::L1Entry;
@@ -24,9 +22,8 @@ use crate::ondisk::l2::{L2Entry, Mapping};
 /// Proposes the steps: one of each cure for every batch of entries.
 pub fn propose<H: Host>(round: &mut Round<'_, H>, checked: &Checked, doubt: &Doubt) {
     let Some(image) = &checked.image else { return };
-    let mut reader = Reader::new(image.bounds.len);
-    let is_empty_free = is_empty_free(round.host, &mut reader, checked, image, doubt);
-    let mut work = Work { image, doubt, is_empty_free, reader, payloads: Payloads::new(image) };
+    let reader = Reader::new(image.bounds.len);
+    let mut work = Work { image, doubt, reader, payloads: Payloads::new(image) };
     let problems = [reserved::PROBLEMS, unmap::PROBLEMS].concat();
     let mut places = Places::of(checked, image, &problems);
     while let Some(batch) = places.next(round.host, &mut work.reader) {
@@ -54,8 +51,6 @@ fn push(writes: &mut Vec<Proposal>, (at, bytes): Proposal) {
 struct Work<'a> {
     image: &'a Image,
     doubt: &'a Doubt,
-    /// Entries that map no data may be emptied whatever evidence there is.
-    is_empty_free: bool,
     reader: Reader,
     payloads: Payloads<'a>,
 }
@@ -80,8 +75,7 @@ impl Work<'_> {
         {
             return Some((Cure::Unmap, after));
         }
-        let may_empty =
-            lost.is_empty && self.is_empty_free || unmap::may_empty_l2(self.image, &lost, self.doubt);
+        let may_empty = unmap::may_empty_l2(self.image, &lost, self.doubt);
         may_empty.then(|| (Cure::Unmap, unmap::emptied(place.entry, &self.image.format)))
     }
 
@@ -93,35 +87,4 @@ impl Work<'_> {
         let cleared = reserved::l1(entry, self.doubt);
         (cleared != entry).then_some((Cure::ClearReserved, cleared))
     }
-}
-
-/// Whether lost entries that map no data may be emptied although there is evidence: they are all that casts doubt,
-/// and there are no more leaked clusters than such entries have lost.
-fn is_empty_free<H: Host>(
-    host: &mut H,
-    reader: &mut Reader,
-    checked: &Checked,
-    image: &Image,
-    doubt: &Doubt,
-) -> bool {
-    const LOST: &[P] = &[P::L2EntryUnaligned, P::L2EntryPastEof];
-    let doubtful = |problem: &P| !leaves_counts_proven(*problem);
-    let is_known = LOST.iter().all(|problem| checked.faults.has_all_of(*problem));
-    let is_evident = doubt.has_evidence() || checked.problems.has(P::RefcountTooHigh);
-    if !is_evident
-        || !is_known
-        || checked.problems.has(P::OrphanTable)
-        || !checked.problems.iter().filter(doubtful).all(|problem| LOST.contains(&problem))
-    {
-        return false;
-    }
-    let mut places = Places::of(checked, image, LOST);
-    let mut empty = 0;
-    while let Some(batch) = places.next(host, reader) {
-        if !batch.iter().all(|place| unmap::lost(image, place.entry).is_some_and(|lost| lost.is_empty)) {
-            return false;
-        }
-        empty += batch.len() as u64;
-    }
-    checked.faults.orphans() <= empty
 }

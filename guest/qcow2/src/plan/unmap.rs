@@ -26,6 +26,7 @@ pub const PROBLEMS: &[Problem] = &[
     P::L2EntryPastEof,
     P::CompressedPastEof,
     P::ExtendedBitmapWithoutOffset,
+    P::L2ZeroPlaceLost,
 ];
 
 /// An L2 entry that leads to nothing.
@@ -33,8 +34,6 @@ pub const PROBLEMS: &[Problem] = &[
 pub struct Lost {
     /// In which way.
     pub problem: Problem,
-    /// It maps no data: the guest reads the same without it.
-    pub is_empty: bool,
     /// First byte and length of a compressed payload that begins in the file.
     pub payload: Option<(u64, u64)>,
 }
@@ -43,7 +42,10 @@ pub struct Lost {
 #[must_use]
 pub fn lost(image: &Image, entry: L2Entry) -> Option<Lost> {
     let (mapping, _) = entry.decode(&image.format);
-    let of = |problem| Lost { problem, is_empty: maps_no_data(entry, &image.format), payload: None };
+    let of = |problem| Lost {
+        problem: if entry.maps_no_data(&image.format) { P::L2ZeroPlaceLost } else { problem },
+        payload: None,
+    };
     match mapping {
         Mapping::Damaged(problem @ (P::L2EntryUnaligned | P::ExtendedBitmapWithoutOffset)) => {
             Some(of(problem))
@@ -54,18 +56,13 @@ pub fn lost(image: &Image, entry: L2Entry) -> Option<Lost> {
             let is_inside =
                 host < image.bounds.len && host.saturating_add(len) <= image.bounds.len.saturating_add(511);
             let payload = (host < image.bounds.len).then_some((host, len));
-            (!is_inside).then_some(Lost { problem: P::CompressedPastEof, is_empty: false, payload })
+            (!is_inside).then_some(Lost { problem: P::CompressedPastEof, payload })
         }
         _ => {
             let place = image.bounds.position(entry.host_field());
             (place == Position::PastEof && !image.format.data_file).then(|| of(P::L2EntryPastEof))
         }
     }
-}
-
-/// Whether a standard descriptor, whatever its offset, maps zeros and holes only.
-const fn maps_no_data(entry: L2Entry, format: &L2Format) -> bool {
-    if format.extended { entry.bitmap & 0xffff_ffff == 0 } else { format.zero_flag && entry.raw & ZERO != 0 }
 }
 
 /// The entry that takes a lost one's place: what held data reads as zeros, the rest as before.
@@ -87,6 +84,9 @@ pub const fn emptied(entry: L2Entry, format: &L2Format) -> L2Entry {
 pub fn may_empty_l2(image: &Image, lost: &Lost, doubt: &Doubt) -> bool {
     let is_decided = doubt.is_decided(Decision::UnmapLostData);
     let shows_backing = !image.format.zero_flag && image.header.backing_offset != 0;
+    if lost.problem == P::L2ZeroPlaceLost {
+        return doubt.may_mend(lost.problem);
+    }
     doubt.may_mend(lost.problem) && (is_decided || !(shows_backing || image.format.data_file))
 }
 
@@ -156,11 +156,11 @@ mod tests {
     #[test]
     fn lost_entries_are_told_from_those_that_map_no_data() {
         let image = image(3, 0, 0);
-        let of = |raw| lost(&image, entry(raw, 0)).map(|lost| (lost.problem, lost.is_empty));
-        assert_eq!(of(COPIED | 0x5_0200), Some((P::L2EntryUnaligned, false)));
-        assert_eq!(of(0x5_0201), Some((P::L2EntryUnaligned, true)));
-        assert_eq!(of(COPIED | 0x10_0000), Some((P::L2EntryPastEof, false)));
-        assert_eq!(of(0x10_0001), Some((P::L2EntryPastEof, true)));
+        let of = |raw| lost(&image, entry(raw, 0)).map(|lost| lost.problem);
+        assert_eq!(of(COPIED | 0x5_0200), Some(P::L2EntryUnaligned));
+        assert_eq!(of(0x5_0201), Some(P::L2ZeroPlaceLost));
+        assert_eq!(of(COPIED | 0x10_0000), Some(P::L2EntryPastEof));
+        assert_eq!(of(0x10_0001), Some(P::L2ZeroPlaceLost));
         let past = lost(&image, entry(COMPRESSED | (3 << 54) | 0xf_fe00, 0)).unwrap();
         assert_eq!((past.problem, past.payload), (P::CompressedPastEof, Some((0xf_fe00, 4 * 512))));
         assert_eq!(lost(&image, entry(COMPRESSED | 0x20_0000, 0)).unwrap().payload, None);
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn what_a_backing_file_would_show_through_is_emptied_by_decision_only() {
-        let lost = Lost { problem: P::L2EntryPastEof, is_empty: false, payload: None };
+        let lost = Lost { problem: P::L2EntryPastEof, payload: None };
         let (open, decided) = (
             doubt(&[P::L2EntryPastEof, P::L1EntryPastEof], &[]),
             doubt(

@@ -1,0 +1,324 @@
+//! Single entries, doubly used clusters, snapshot tables, bitmaps and header fields, mended in real images by the
+//! tier `all`, with the cage's code in this process.
+
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a failing helper fails its test")]
+
+mod native;
+mod support;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use instar_abi::choice::{Decision, Decisions};
+use instar_abi::problem::{Problem, Tier};
+use instar_mount::heal::{self, Ending, RepairOptions, RepairReport};
+use instar_mount::image::{Backend, ImageFile, ImageHandle, Mode};
+use instar_mount::sandbox::observer::Ignore;
+use native::NativeInspector;
+use support::damage::recipe;
+use support::image::{self, Content, Flavour, TestImage};
+use support::raw::{COMPRESSED, COPIED, OFFSET, Raw, field};
+use support::tools;
+
+/// Damage that the tier mends, and what the guest reads there afterwards.
+struct Case {
+    name: &'static str,
+    flavour: Flavour,
+    decisions: &'static [Decision],
+    /// Smallest clusters that an image can have which this can be done to.
+    cluster_bytes_min: u64,
+    apply: fn(&mut TestImage, &Raw),
+}
+
+const fn case(name: &'static str, flavour: Flavour, apply: fn(&mut TestImage, &Raw)) -> Case {
+    Case { name, flavour, decisions: &[], cluster_bytes_min: 512, apply }
+}
+
+fn repair(image: &TestImage, decisions: &[Decision]) -> RepairReport {
+    let open = |path: PathBuf| Arc::new(ImageFile::open_read_only(&path).unwrap()) as Arc<dyn Backend>;
+    let mut inspector = NativeInspector { data_file: image.data_file().map(open) };
+    let decisions = decisions.iter().fold(Decisions::default(), |all, one| all.with(*one));
+    let options = RepairOptions { decisions, ..RepairOptions::default() };
+    let handle = ImageHandle::open(&image.path, Mode::Read).unwrap();
+    heal::repair(&handle, Tier::All, &options, &mut inspector, &mut Ignore)
+        .unwrap_or_else(|error| panic!("{}: {error:?}", image.path.display()))
+}
+
+/// Repairs, and holds against qemu, the model, a second run and undo.
+fn assert_mends(case: &Case, cluster_bytes: u64) {
+    let what = format!("{}, {:?}, {cluster_bytes}", case.name, case.flavour);
+    let folder = tempfile::tempdir().unwrap();
+    let mut image = image::make(folder.path(), "image", case.flavour, cluster_bytes);
+    let raw = Raw::open(&image.path);
+    (case.apply)(&mut image, &raw);
+    let before = std::fs::read(&image.path).unwrap();
+    let report = repair(&image, case.decisions);
+    assert_eq!(report.ending, Ending::Repaired, "{what}: {:?}", report.last().counts);
+    assert_eq!(image.qemu_check(), 0, "{what}");
+    if case.flavour != Flavour::ExtendedL2 {
+        image.assert_guest_intact();
+    }
+    let again = tools::ensure_untouched(&[&image.path], || repair(&image, case.decisions));
+    assert_eq!(again.ending, Ending::Clean, "{what}");
+    let handle = ImageHandle::open(&image.path, Mode::Read).unwrap();
+    assert_eq!(heal::undo(&handle, None).unwrap(), Ending::Undone, "{what}");
+    assert!(std::fs::read(&image.path).unwrap() == before, "{what}: undo gave other bytes");
+}
+
+/// An aligned offset well past the end of the file.
+fn far(raw: &Raw) -> u64 {
+    (raw.len() / raw.cluster_bytes + 64) * raw.cluster_bytes
+}
+
+/// Makes an entry lead past the end of the file, with nothing of its cluster left.
+fn lose(image: &mut TestImage, raw: &Raw, index: u64) {
+    raw.set_refcount(raw.host_offset(index) / raw.cluster_bytes, 0);
+    raw.set_number(raw.l2_entry(index), 8, far(raw) | COPIED);
+    image.model.insert(index, Content::Zero);
+}
+
+/// Makes one guest cluster use the host cluster of another, with counts that agree.
+fn share(image: &mut TestImage, raw: &Raw, keeper: u64, other: u64) {
+    let host = raw.host_offset(keeper);
+    raw.set_refcount(raw.host_offset(other) / raw.cluster_bytes, 0);
+    raw.set_refcount(host / raw.cluster_bytes, 2);
+    raw.change(raw.l2_entry(keeper), |entry| entry & !COPIED);
+    raw.set_number(raw.l2_entry(other), 8, host);
+    image.model.remove(&other);
+}
+
+/// Takes the extra data of the last snapshot's entry away.
+fn strip_extra(raw: &Raw) {
+    let at = raw.snapshot_entry(1);
+    let (extra, names) = (raw.number(at + 36, 4), raw.number(at + 12, 2) + raw.number(at + 14, 2));
+    let strings = raw.read(at + 40 + extra, usize::try_from(names).unwrap());
+    raw.set_number(at + 36, 4, 0);
+    raw.write(at + 40, &strings);
+}
+
+const CASES: &[Case] = &[
+    case("l2-reserved", Flavour::Plain, |image, raw| {
+        raw.change(raw.l2_entry(0), |entry| entry | 1 << 1);
+        raw.change(raw.l2_entry(3), |entry| entry | 1 << 57);
+        raw.change(raw.l2_entry(image.l2_entries), |entry| entry | 1 << 8);
+    }),
+    case("l2-reserved-version-2", Flavour::V2, |_, raw| {
+        raw.change(raw.l2_entry(0), |entry| entry | 1 << 1);
+    }),
+    case("l1-reserved", Flavour::Plain, |_, raw| {
+        raw.change(raw.l1_entry(0), |entry| entry | 0x7);
+        raw.change(raw.l1_entry(1), |entry| entry | 1 << 60);
+    }),
+    case("snapshot-reserved", Flavour::Snapshots, |_, raw| {
+        let table = raw.number(raw.snapshot_entry(0), 8);
+        raw.change(raw.l2_entry_below(table, 1), |entry| entry | 1 << 3);
+        raw.change(table, |entry| entry | 1);
+    }),
+    case("extended-reserved", Flavour::ExtendedL2, |_, raw| {
+        raw.change(raw.l2_entry(0), |entry| entry | 1);
+        raw.set_number(raw.l2_entry(20) + 8, 8, 1);
+    }),
+    case("lost-data", Flavour::Plain, |image, raw| {
+        lose(image, raw, 0);
+        lose(image, raw, 1);
+        lose(image, raw, image.l2_entries);
+    }),
+    case("lost-data-version-2", Flavour::V2, |image, raw| lose(image, raw, 0)),
+    // The backing file has other bytes there, which must not show.
+    case("lost-data-backing", Flavour::Backing, |image, raw| lose(image, raw, 0)),
+    case("lost-data-extended", Flavour::ExtendedL2, |image, raw| lose(image, raw, 0)),
+    case("lost-table", Flavour::Plain, |image, raw| {
+        let first = 2 * image.l2_entries;
+        for index in first + 5..first + 8 {
+            raw.set_refcount(raw.host_offset(index) / raw.cluster_bytes, 0);
+            image.model.insert(index, Content::Zero);
+        }
+        raw.set_refcount((raw.number(raw.l1_entry(2), 8) & OFFSET) / raw.cluster_bytes, 0);
+        raw.set_number(raw.l1_entry(2), 8, far(raw) | COPIED);
+    }),
+    case("lost-place-of-a-zero-cluster", Flavour::Plain, |_, raw| {
+        raw.change(raw.l2_entry(18), |entry| entry + 512);
+        raw.set_number(raw.l2_entry(19), 8, far(raw) | 1);
+    }),
+    case("compressed-length", Flavour::Plain, |_, raw| {
+        // The payload moves to a cluster of its own at the end of the file, with the largest length.
+        let bits = raw.get(field::CLUSTER_BITS) - 8;
+        let entry = raw.number(raw.l2_entry(20), 8) & !COMPRESSED;
+        let old = entry & ((1 << (62 - bits)) - 1);
+        let sectors = (entry >> (62 - bits)) + 1;
+        let payload = raw.read(old, usize::try_from(sectors * 512).unwrap());
+        let moved = raw.append_clusters(1, 1) * raw.cluster_bytes;
+        raw.write(moved + old % 512, &payload);
+        let cluster = old / raw.cluster_bytes;
+        raw.set_refcount(cluster, raw.refcount(cluster) - 1);
+        let longest = ((1 << bits) - 1) << (62 - bits);
+        raw.set_number(raw.l2_entry(20), 8, COMPRESSED | longest | (moved + old % 512));
+    }),
+    case("shared", Flavour::Plain, |image, raw| share(image, raw, 0, 1)),
+    case("shared-across-tables", Flavour::Plain, |image, raw| {
+        share(image, raw, 2, image.l2_entries);
+        share(image, raw, 4, 5);
+    }),
+    case("shared-version-2", Flavour::V2, |image, raw| share(image, raw, 0, 1)),
+    case("shared-extended", Flavour::ExtendedL2, |image, raw| share(image, raw, 0, 1)),
+    case("shared-beside-snapshots", Flavour::Snapshots, |image, raw| {
+        let first = image.l2_entries + 1;
+        share(image, raw, first, first + 1);
+    }),
+    case("snapshot-extra", Flavour::Snapshots, |_, raw| strip_extra(raw)),
+    case("bitmap-in-use", Flavour::Bitmaps, |_, raw| raw.set_number(raw.bitmap_entry(0) + 12, 4, 3)),
+    case("bitmaps-not-trusted", Flavour::Bitmaps, |_, raw| raw.set(field::AUTOCLEAR, 0)),
+    Case {
+        decisions: &[Decision::DropBitmaps],
+        ..case("bitmaps-dropped", Flavour::Bitmaps, |_, raw| {
+            raw.set_number(raw.bitmap_entry(0) + 17, 1, 40);
+        })
+    },
+    case("lone-bitmaps-bit", Flavour::Plain, |_, raw| raw.set(field::AUTOCLEAR, 1)),
+    case("lone-raw-data-bit", Flavour::Plain, |_, raw| raw.set(field::AUTOCLEAR, 2)),
+    // Programs leave the table out of small header clusters.
+    Case {
+        cluster_bytes_min: 65_536,
+        ..case("feature-table", Flavour::Plain, |_, raw| {
+            let (at, len) = raw.extension(support::raw::extension::FEATURE_NAMES).unwrap();
+            raw.set_number(at + 4, 4, len - 1);
+        })
+    },
+    case("several", Flavour::Snapshots, |image, raw| {
+        raw.change(raw.l2_entry(7), |entry| entry | 1 << 4);
+        let first = image.l2_entries + 1;
+        share(image, raw, first, first + 1);
+        strip_extra(raw);
+    }),
+];
+
+#[test]
+fn damaged_entries_are_mended_and_the_guest_reads_as_before() {
+    need!(tools::qemu());
+    for case in CASES {
+        assert_mends(case, 65_536);
+    }
+}
+
+#[test]
+fn damaged_entries_are_mended_at_every_cluster_size() {
+    need!(tools::qemu());
+    for case in CASES {
+        for cluster_bytes in [512, 4096, 2 << 20] {
+            if case.flavour.allows(cluster_bytes) && cluster_bytes >= case.cluster_bytes_min {
+                assert_mends(case, cluster_bytes);
+            }
+        }
+    }
+}
+
+#[test]
+fn shared_cluster_is_copied_with_its_bytes() {
+    need!(tools::qemu());
+    let folder = tempfile::tempdir().unwrap();
+    let mut image = image::make(folder.path(), "image", Flavour::Plain, 65_536);
+    let raw = Raw::open(&image.path);
+    let host = raw.host_offset(0);
+    share(&mut image, &raw, 0, 1);
+    assert_eq!(repair(&image, &[]).ending, Ending::Repaired);
+    assert_eq!(raw.host_offset(0), host, "the first one keeps the place");
+    assert_ne!(raw.host_offset(1), host);
+    assert_eq!(raw.read(raw.host_offset(1), 65_536), raw.read(host, 65_536));
+    assert_ne!(raw.number(raw.l2_entry(1), 8) & COPIED, 0);
+}
+
+#[test]
+fn unsaved_bitmap_is_dirty_up_to_the_end_of_the_disk() {
+    need!(tools::qemu());
+    let folder = tempfile::tempdir().unwrap();
+    let image = image::make(folder.path(), "image", Flavour::Bitmaps, 65_536);
+    let raw = Raw::open(&image.path);
+    raw.set_number(raw.bitmap_entry(0) + 12, 4, 1);
+    let other = raw.number(raw.number(raw.bitmap_entry(1), 8), 8);
+    assert_eq!(repair(&image, &[]).ending, Ending::Repaired);
+    assert_eq!(raw.number(raw.bitmap_entry(0) + 12, 4), 0);
+    let bits = image.virtual_bytes / 65_536;
+    let entry = raw.number(raw.number(raw.bitmap_entry(0), 8), 8);
+    if entry & OFFSET == 0 {
+        assert_eq!(entry, 1, "all ones");
+    } else {
+        let bytes = raw.read(entry & OFFSET, 65_536);
+        let dirty: u32 = bytes.iter().map(|byte| byte.count_ones()).sum();
+        assert_eq!(u64::from(dirty), bits);
+        assert!(bytes[..usize::try_from(bits / 8).unwrap()].iter().all(|byte| *byte == 0xff));
+    }
+    assert_eq!(raw.number(raw.number(raw.bitmap_entry(1), 8), 8), other, "the other bitmap stays");
+}
+
+#[test]
+fn entry_that_leads_nowhere_is_left_while_its_cluster_may_be_there() {
+    need!(tools::qemu());
+    for name in ["l2-entry-past-eof", "l2-entry-unaligned", "l1-entry-past-eof", "file-truncated"] {
+        let folder = tempfile::tempdir().unwrap();
+        let image = recipe(name).make(folder.path());
+        let report = tools::ensure_untouched(&[&image.path], || repair(&image, &[]));
+        assert!(
+            matches!(report.ending, Ending::NeedsDecision | Ending::Withheld),
+            "{name}: {:?}",
+            report.ending
+        );
+    }
+}
+
+#[test]
+fn entry_that_leads_nowhere_is_emptied_where_the_user_says_so() {
+    need!(tools::qemu());
+    let folder = tempfile::tempdir().unwrap();
+    let mut image = recipe("l2-entry-unaligned").make(folder.path());
+    let raw = Raw::open(&image.path);
+    let report = repair(&image, &[Decision::UnmapLostData, Decision::FreeOrphanData]);
+    assert_eq!(report.ending, Ending::Repaired);
+    assert_eq!(raw.number(raw.l2_entry(0), 8), 1, "a zero cluster");
+    image.model.insert(0, Content::Zero);
+    image.assert_guest_intact();
+}
+
+#[test]
+fn shared_cluster_of_an_encrypted_image_stays_where_it_is() {
+    need!(tools::qemu());
+    let folder = tempfile::tempdir().unwrap();
+    let mut image = image::make(folder.path(), "image", Flavour::Luks, 65_536);
+    let raw = Raw::open(&image.path);
+    share(&mut image, &raw, 0, 1);
+    let (first, host) = (raw.l2_entry(0), raw.host_offset(0));
+    let report = repair(&image, &[]);
+    assert_ne!(report.ending, Ending::Repaired);
+    assert_eq!(raw.number(raw.l2_entry(1), 8) & OFFSET, host);
+    assert_eq!(raw.number(first, 8) & OFFSET, host);
+    assert!(report.last().counts.contains_key(&Problem::L2EntryShared));
+}
+
+#[test]
+fn lost_table_is_attached_where_the_user_says_so_and_one_slot_fits() {
+    need!(tools::qemu());
+    for name in ["l1-entry-past-eof", "l1-entry-unaligned", "orphan-table"] {
+        let folder = tempfile::tempdir().unwrap();
+        let image = recipe(name).make(folder.path());
+        assert_eq!(repair(&image, &[Decision::AttachOrphanTables]).ending, Ending::Repaired, "{name}");
+        assert_eq!(image.qemu_check(), 0, "{name}");
+        image.assert_guest_intact();
+    }
+}
+
+#[test]
+fn entry_that_leads_to_metadata_gets_a_copy_where_the_user_says_so() {
+    need!(tools::qemu());
+    let folder = tempfile::tempdir().unwrap();
+    let mut image = recipe("l2-entry-overlaps-metadata").make(folder.path());
+    let raw = Raw::open(&image.path);
+    let (table, host) = (raw.get(field::L1_OFFSET), raw.host_offset(0));
+    assert_eq!(host, table);
+    let before = raw.read(host, 65_536);
+    let report = repair(&image, &[Decision::CopyOverlapping, Decision::FreeOrphanData]);
+    assert_eq!(report.ending, Ending::Repaired);
+    assert_eq!(image.qemu_check(), 0);
+    assert_ne!(raw.host_offset(0), table);
+    assert!(raw.read(raw.host_offset(0), 65_536) == before, "the guest reads other bytes");
+    image.model.remove(&0);
+    image.assert_guest_intact();
+}
