@@ -244,3 +244,29 @@ fn guard_that_holds_a_foreign_value_stops_resume_and_undo() {
     assert!(matches!(error, HealError::UsedSince { offset: 72, .. }), "{error:?}");
     assert!(interrupted.image() == used);
 }
+
+#[test]
+fn any_flipped_byte_of_a_guarded_record_is_noticed() {
+    let scene = Scene::new(damaged(), 3);
+    let whole = scene.start();
+    scene.repair(&whole).unwrap();
+    let sound = scene.start();
+    sound.set_trouble(Trouble::PowerCut(whole.operations() - 4));
+    scene.repair(&sound).unwrap_err();
+    let sound = again(&sound);
+    for (file, ending) in [(SideFile::Journal, Ending::JournalDamaged), (SideFile::Undo, Ending::UndoDamaged)]
+    {
+        let mut len = 0;
+        sound.meddle_with(file, |bytes| len = bytes.len());
+        // The heads, and the guards right behind them, whole; a sample of the rest.
+        for at in (0..300).chain((300..len).step_by(17)) {
+            let machine = again(&sound);
+            machine.meddle_with(file, |bytes| bytes[at] ^= 0x10);
+            let before = machine.image();
+            let error = scene.resume(&machine).unwrap_err();
+            assert_eq!(error.ending(), ending, "byte {at}: {error:?}");
+            assert!(machine.image() == before);
+        }
+    }
+    assert_eq!(scene.resume(&again(&sound)).unwrap(), Ending::Resumed);
+}

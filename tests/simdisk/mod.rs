@@ -113,7 +113,7 @@ struct State {
     log: Vec<Op>,
 }
 
-/// Something that was done, in order, and did not fail.
+/// Something that was asked for while the power was on, in order; it may have failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
     /// To the image.
