@@ -172,6 +172,20 @@ fn choices_are_named_as_options_and_only_made_when_given() {
 }
 
 #[test]
+fn decision_is_told_with_its_price_in_the_preview() {
+    need!(tools::qemu());
+    let folder = tempfile::tempdir().unwrap();
+    let image = recipe("orphan-data").make(folder.path());
+    let options = ["check", "--repair=all", "--decide=orphan-data=free", "--preview"];
+    let output = tools::ensure_untouched(&[&image.path], || run(&options, &image));
+    for words in ["you decided orphan-data=free", "may hold guest data", "at the price of what you decided"] {
+        assert!(said(&output).contains(words), "{words}: {}", said(&output));
+    }
+    let document = document_of(&run(&[&options[..], &["--output=json"]].concat(), &image), "report");
+    assert_eq!(document["plan"]["decided"], serde_json::json!(["orphan-data=free"]));
+}
+
+#[test]
 fn unknown_decisions_are_answered_with_those_that_there_are() {
     let output =
         tools::run(&mut instar(["check", "--repair=all", "--decide", "orphan-table=burn", "/nonexistent"]));

@@ -21,6 +21,7 @@ use super::names::Names;
 use super::sentence::{sentence, table_name};
 use super::tally::TallyRow;
 use super::todo::TodoRow;
+use crate::heal::option_of;
 use crate::history::Recurring;
 use crate::sandbox::CageKind;
 
@@ -227,6 +228,9 @@ struct PlanDocument {
     /// What it is going to do; only in a preview.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     to_do: Vec<TodoDocument>,
+    /// What is done because the user decided so, as PROBLEM=CHOICE; only in a preview.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    decided: Vec<String>,
 }
 
 /// What one cure of a plan is going to do.
@@ -459,12 +463,14 @@ fn repair(facts: &RepairFacts) -> RepairDocument {
 
 fn plan(facts: &RepairFacts) -> Option<PlanDocument> {
     let plan = facts.plan?;
+    let decided = facts.todo.iter().flat_map(|todo| &todo.decided);
     Some(PlanDocument {
         steps: plan.steps,
         writes: plan.writes,
         write_bytes: plan.write_bytes,
         digest: hex(&plan.digest),
         file: facts.plan_file.as_deref().map(filename),
+        decided: decided.map(|(decision, _)| option_of(*decision)).collect(),
         to_do: facts.todo.iter().flat_map(|todo| &todo.rows).map(todo_row).collect(),
     })
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::ops::Range;
 
+use instar_abi::choice::Decision;
 use instar_abi::cure::Cure;
 use instar_abi::problem::{Cost, Problem};
 
@@ -12,7 +13,7 @@ use super::names::Names;
 use super::sentence::disk_name;
 use super::touched::Touched;
 use super::units::{bytes, counted};
-use crate::heal::Plan;
+use crate::heal::{Plan, option_of};
 
 /// Guest ranges shown of one cure before the rest is only counted.
 const RANGES_MAX: usize = 6;
@@ -35,6 +36,8 @@ pub struct TodoRow {
 pub struct Todo {
     /// The cures, each once.
     pub rows: Vec<TodoRow>,
+    /// What is done because the user decided so, and how many items it takes away.
+    pub decided: Vec<(Decision, u64)>,
     /// Other users are kept from writing to the image meanwhile.
     pub is_guarded: bool,
 }
@@ -56,13 +59,14 @@ impl Todo {
                 None => rows.push(TodoRow { cure: step.cure, items: 0, write_bytes, dropped: Vec::new() }),
             }
         }
+        let gone = |problem: Problem| {
+            let count = |counts: &BTreeMap<Problem, u64>| counts.get(&problem).copied().unwrap_or(0);
+            count(before).saturating_sub(count(after))
+        };
         for row in &mut rows {
             let of_cure = |problem: &Problem| Cure::of(*problem) == Some(row.cure);
-            row.items =
-                before.iter().filter(|(problem, _)| of_cure(problem)).fold(0, |sum, (problem, items)| {
-                    let left = after.get(problem).copied().unwrap_or(0);
-                    sum.saturating_add(items.saturating_sub(left))
-                });
+            let problems = before.keys().filter(|problem| of_cure(problem));
+            row.items = problems.fold(0, |sum: u64, problem| sum.saturating_add(gone(*problem)));
             let dropping = |kept: &&KeptFinding| {
                 of_cure(&kept.problem)
                     && kept.problem.row().cost == Cost::DropsData
@@ -71,7 +75,9 @@ impl Todo {
             let dropped: Vec<KeptFinding> = findings.iter().filter(dropping).cloned().collect();
             row.dropped = Touched::by(&dropped).ranges().map(|(disk, range)| (disk, range.clone())).collect();
         }
-        Self { rows, is_guarded: plan.guard().is_some() }
+        let decided = Decision::ALL.iter().filter(|decision| plan.decisions().has(**decision));
+        let decided = decided.map(|decision| (*decision, gone(decision.problem()))).collect();
+        Self { rows, decided, is_guarded: plan.guard().is_some() }
     }
 
     /// Prints it.
@@ -81,7 +87,12 @@ impl Todo {
     pub(super) fn write(&self, names: &Names, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "  to do, in this order:")?;
         for (at, row) in self.rows.iter().enumerate() {
-            row.write(at + 1, names, out)?;
+            row.write(at + 1, !self.decided.is_empty(), names, out)?;
+        }
+        for (decision, items) in &self.decided {
+            let items = counted(*items, "item", "items");
+            writeln!(out, "    you decided {}: {items}", option_of(*decision))?;
+            writeln!(out, "       {}", decision.sentence())?;
         }
         if self.is_guarded {
             writeln!(out, "    meanwhile the image is marked as corrupt, so that nobody else writes to it")?;
@@ -91,13 +102,23 @@ impl Todo {
 }
 
 impl TodoRow {
-    fn write(&self, number: usize, names: &Names, out: &mut dyn Write) -> io::Result<()> {
+    fn write(
+        &self,
+        number: usize,
+        has_decisions: bool,
+        names: &Names,
+        out: &mut dyn Write,
+    ) -> io::Result<()> {
         let items = match self.items {
             0 => "follows from the others".to_owned(),
             items => counted(items, "item", "items"),
         };
-        let price =
-            if self.dropped.is_empty() { "loses nothing" } else { "drops data that cannot be read now" };
+        let price = match (self.dropped.is_empty(), self.items) {
+            (false, _) => "drops data that cannot be read now",
+            // What it follows up may be a decision, whose price is told with the decision.
+            (true, 0) if has_decisions => "at the price of what you decided",
+            (true, _) => "loses nothing",
+        };
         let (id, size) = (self.cure.id(), bytes(self.write_bytes));
         writeln!(out, "    {number}. {id}: {items}, writes {size}, {price}")?;
         writeln!(out, "       {}", self.cure.sentence())?;
