@@ -45,7 +45,7 @@ fn problems_document() -> String {
          the rest of the image, and acting could lose what can still be saved.\n\
          * **price**: what the cure costs. *drops data*: bytes that could not be read before stay unreadable, \
          now for certain. *destroys evidence*: traces that a person could have used are gone.\n\n\
-         A cure named here is what the table allows; README says which tiers are built.\n",
+         A cure named here is what the table allows; whether it holds for an image is proven on a copy each time.\n",
     );
     for row in PROBLEMS {
         writeln!(text, "\n## {}\n", row.id).expect("a string takes anything");
