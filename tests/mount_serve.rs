@@ -39,7 +39,7 @@ impl Served {
     fn directory(folder: TempDir, image: &Path) -> Self {
         let disk = disk_of(image, ACTIVE);
         let mut tree = Tree::new(Content::Directory);
-        tree.add(ROOT, "image.raw", Content::Disk { disk: disk.clone(), allocated_bytes: 4096 });
+        tree.add(ROOT, "image.raw", Content::Disk { disk: disk.clone(), allocated_bytes: Some(4096) });
         tree.add(ROOT, "report.json", Content::Document(Arc::new(b"{}".to_vec())));
         let point = folder.path().join("mnt");
         fs::create_dir(&point).unwrap();
@@ -48,7 +48,7 @@ impl Served {
 
     fn file(folder: TempDir, image: &Path) -> Self {
         let disk = disk_of(image, ACTIVE);
-        let tree = Tree::new(Content::Disk { disk: disk.clone(), allocated_bytes: 0 });
+        let tree = Tree::new(Content::Disk { disk: disk.clone(), allocated_bytes: Some(0) });
         let point = folder.path().join("mnt");
         fs::write(&point, b"").unwrap();
         Self::mount(folder, disk, tree, &point)

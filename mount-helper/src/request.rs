@@ -17,6 +17,7 @@ const WITH_VALUE: &[&str] = &[
     "backing",
     "allow-chain",
     "backing-format",
+    "on-damage",
 ];
 /// Options of `instar-mount` without a value: `preview` means `--preview`.
 const WITHOUT_VALUE: &[&str] = &["preview", "quiet"];

@@ -251,6 +251,9 @@ pub struct MountOptions {
     #[command(flatten)]
     #[expect(missing_docs, reason = "the type says it")]
     pub state: StateArgs,
+    /// What a read of a damaged range gives: an I/O error, or zeros. Everything round it is read in either case.
+    #[arg(long, value_enum, default_value_t, value_name = "POLICY")]
+    pub on_damage: OnDamageArg,
     /// Stay in the foreground instead of going to the background once the mount answers.
     #[arg(long, short)]
     pub foreground: bool,
@@ -287,6 +290,16 @@ pub struct RecordsArgs {
     /// to name the same folder.
     #[arg(long, value_name = "FOLDER")]
     pub undo_dir: Option<PathBuf>,
+}
+
+/// What a read of a damaged range gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum OnDamageArg {
+    /// An I/O error: nothing wrong is ever taken for data.
+    #[default]
+    Eio,
+    /// Zeros, for programs that give up at the first error.
+    Zero,
 }
 
 /// What may be written.

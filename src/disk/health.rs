@@ -2,8 +2,10 @@
 //!
 //! Invariant: a counter only ever rises, and an event is counted once, however many bytes it touched.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::Mutex;
 use serde::Serialize;
 
 /// Live counters of one disk.
@@ -13,7 +15,11 @@ pub struct Health {
     io_errors: AtomicU64,
     unsupported_reads: AtomicU64,
     source_errors: AtomicU64,
+    bad: Mutex<BTreeSet<u64>>,
 }
+
+/// Clusters that are remembered as bad.
+const BAD_MAX: usize = 1 << 16;
 
 /// Values of the counters at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -59,6 +65,21 @@ impl Health {
             Event::SourceError => &self.source_errors,
         };
         counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Remembers that a read found the cluster at this guest offset to be bad. Nothing is remembered of those after
+    /// the first [`BAD_MAX`].
+    pub(crate) fn note_bad(&self, cluster_offset: u64) {
+        let mut bad = self.bad.lock();
+        if bad.len() < BAD_MAX {
+            bad.insert(cluster_offset);
+        }
+    }
+
+    /// Guest offsets of the clusters that reads have found to be bad, in order.
+    #[must_use]
+    pub fn bad_clusters(&self) -> Vec<u64> {
+        self.bad.lock().iter().copied().collect()
     }
 
     /// The counters as they are now.

@@ -19,13 +19,17 @@ pub mod extent;
 pub mod health;
 mod pieces;
 mod raw;
+mod revive;
 pub mod source;
+mod survey;
 mod unpack;
 mod view;
 
 pub use extent::{Piece, Place};
 pub use health::{Health, HealthCounts};
 pub use raw::RawFile;
+pub use revive::Revived;
 pub use source::{ExtentSource, Inflated, Payload};
+pub use survey::{Survey, merged};
 pub use unpack::{SharedSource, Unpacker};
 pub use view::{Disk, DiskFiles, OnDamage, ReadOutcome, Stop};

@@ -14,6 +14,15 @@ const WINDOW_DOUBLINGS_MAX: u32 = 6;
 /// An answer of up to this many runs is small.
 const SMALL_ANSWER_RUNS: usize = 8;
 
+/// What guest bytes are to somebody who looks for data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Nature {
+    Data,
+    /// Zeros by the metadata's word, or allocated nowhere.
+    Zeros,
+    Damaged,
+}
+
 impl Disk {
     /// What guest byte `at`, which is on the disk, is made of, and for how long.
     ///
@@ -63,18 +72,23 @@ impl Disk {
         Some(file.len())
     }
 
-    /// Whether guest byte `at`, which is on the disk, is data, here or in a backing disk, and for how many bytes that
-    /// stays so at least. Zeros and what is allocated nowhere are not data.
-    fn is_data(&self, at: u64) -> Result<(bool, u64), Stop> {
+    /// What guest byte `at`, which is on the disk, is, here or in a backing disk, and for how many bytes that stays so
+    /// at least.
+    ///
+    /// # Errors
+    /// [`Stop::Source`] where the source gives no answer that can be believed.
+    pub(super) fn nature(&self, at: u64) -> Result<(Nature, u64), Stop> {
         let piece = self.piece(at)?;
-        match (piece.place, &self.backing) {
+        let nature = match (piece.place, &self.backing) {
             (Place::Hole, Some(backing)) if at < backing.size_bytes() => {
-                let (is_data, len) = backing.is_data(at)?;
-                Ok((is_data, len.min(piece.len).min(backing.size_bytes() - at)))
+                let (nature, len) = backing.nature(at)?;
+                return Ok((nature, len.min(piece.len).min(backing.size_bytes() - at)));
             }
-            (Place::Zero | Place::Hole, _) => Ok((false, piece.len)),
-            _ => Ok((true, piece.len)),
-        }
+            (Place::Zero | Place::Hole, _) => Nature::Zeros,
+            (Place::Damaged(_), _) => Nature::Damaged,
+            _ => Nature::Data,
+        };
+        Ok((nature, piece.len))
     }
 
     /// The first byte at or behind `offset` that is (`data`) or is not data; `None` where there is none before the
@@ -85,8 +99,8 @@ impl Disk {
     pub fn seek(&self, offset: u64, data: bool) -> Result<Option<u64>, Stop> {
         let mut at = offset;
         while at < self.size_bytes {
-            let (is_data, len) = self.is_data(at).inspect_err(|stop| self.health.count(stop.event()))?;
-            if is_data == data {
+            let (nature, len) = self.nature(at).inspect_err(|stop| self.health.count(stop.event()))?;
+            if (nature != Nature::Zeros) == data {
                 return Ok(Some(at));
             }
             at = at.saturating_add(len);

@@ -2,8 +2,8 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, OnceLock};
 
 use instar_abi::boot::FILES_MAX;
 use instar_abi::problem::Problem;
@@ -53,6 +53,8 @@ pub struct Disk {
     /// What unallocated ranges show; zeros where there is none, and behind its end.
     pub(super) backing: Option<Arc<Disk>>,
     pub(super) health: Health,
+    /// Bytes that are data, once somebody wants to know.
+    pub(super) data_bytes: OnceLock<u64>,
 }
 
 /// Why a read stopped before its end.
@@ -104,6 +106,7 @@ impl Disk {
             doublings: AtomicU32::new(0),
             on_damage: OnDamage::default(),
             backing: None,
+            data_bytes: OnceLock::new(),
             health: Health::default(),
         }
     }
@@ -135,6 +138,12 @@ impl Disk {
         self.size_bytes
     }
 
+    /// Bytes of a cluster.
+    #[must_use]
+    pub fn cluster_bytes(&self) -> u64 {
+        self.cluster_bytes
+    }
+
     /// What went wrong so far.
     #[must_use]
     pub fn health(&self) -> &Health {
@@ -147,6 +156,10 @@ impl Disk {
         let outcome = self.fill(offset, into, &self.health);
         if let Some(stop) = &outcome.stopped {
             self.health.count(stop.event());
+            let at = offset.saturating_add(outcome.filled as u64);
+            if matches!(stop, Stop::Damaged(_) | Stop::Io(_)) {
+                self.health.note_bad(at - at % self.cluster_bytes);
+            }
         }
         outcome
     }
@@ -184,7 +197,7 @@ impl Disk {
                 into.fill(0);
                 Ok(())
             }
-            Place::Damaged(problem) => self.read_damaged(problem, into, health),
+            Place::Damaged(problem) => self.read_damaged(at, problem, into, health),
             Place::Compressed { .. } => Err(Stop::Source),
             Place::Encrypted => Err(Stop::Encrypted),
         };
@@ -204,11 +217,12 @@ impl Disk {
         Ok(into.len()).into()
     }
 
-    fn read_damaged(&self, problem: Problem, into: &mut [u8], health: &Health) -> Result<(), Stop> {
+    fn read_damaged(&self, at: u64, problem: Problem, into: &mut [u8], health: &Health) -> Result<(), Stop> {
         match self.on_damage {
             OnDamage::Eio => Err(Stop::Damaged(problem)),
             OnDamage::Zero => {
                 health.count(Event::DamagedRead);
+                health.note_bad(at - at % self.cluster_bytes);
                 into.fill(0);
                 Ok(())
             }
@@ -244,7 +258,7 @@ impl Disk {
                 into.copy_from_slice(part.ok_or(Stop::Source)?);
             }
             Err(Problem::ReadError) => return Err(Stop::Io(io::ErrorKind::Other.into())),
-            Err(problem) => self.read_damaged(*problem, into, health)?,
+            Err(problem) => self.read_damaged(at, *problem, into, health)?,
         }
         Ok(bytes)
     }

@@ -9,13 +9,14 @@
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEntry, ReplyLseek,
-    ReplyOpen, ReplyStatfs, Request,
+    ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 use instar_abi::to_usize;
 
@@ -51,7 +52,8 @@ impl Adapter {
             Content::Directory => (FOREVER, FileType::Directory, 0, 0),
             Content::Disk { disk, allocated_bytes } => {
                 let size = disk.size_bytes();
-                (FOREVER, FileType::RegularFile, size, (*allocated_bytes).min(size))
+                let allocated = allocated_bytes.unwrap_or_else(|| disk.data_bytes());
+                (FOREVER, FileType::RegularFile, size, allocated.min(size))
             }
             Content::Document(document) => {
                 let size = document.render().len() as u64;
@@ -109,6 +111,15 @@ fn seek_disk(disk: &Disk, offset: i64, whence: i32) -> Result<i64, Errno> {
     };
     let found = found.map_err(|stop| errno::of_stop(&stop))??;
     i64::try_from(found).map_err(|_| Errno::EOVERFLOW)
+}
+
+/// Answers with a value, with its length where only that is asked for, or that it does not fit.
+fn give_attribute(value: &[u8], size: u32, reply: ReplyXattr) {
+    match u32::try_from(value.len()) {
+        Ok(len) if size == 0 => reply.size(len),
+        Ok(len) if len <= size => reply.data(value),
+        _ => reply.error(Errno::ERANGE),
+    }
 }
 
 impl Filesystem for Adapter {
@@ -199,6 +210,22 @@ impl Filesystem for Adapter {
             }
         }
         reply.ok();
+    }
+
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        match self.tree.attributes_of(ino.0).iter().find(|(own, _)| own == name) {
+            Some((_, value)) => give_attribute(value, size, reply),
+            None => reply.error(Errno::ENODATA),
+        }
+    }
+
+    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let mut names = Vec::new();
+        for (name, _) in self.tree.attributes_of(ino.0) {
+            names.extend_from_slice(name.as_bytes());
+            names.push(0);
+        }
+        give_attribute(&names, size, reply);
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {

@@ -34,8 +34,8 @@ pub enum Content {
     Disk {
         /// Its bytes.
         disk: Arc<Disk>,
-        /// Bytes of it that are allocated, for `st_blocks`.
-        allocated_bytes: u64,
+        /// Bytes of it that are allocated, for `st_blocks`; `None` to have them counted when somebody asks.
+        allocated_bytes: Option<u64>,
     },
     /// A text.
     Document(Arc<dyn Document>),
@@ -62,6 +62,8 @@ pub struct Tree {
     pub gid: u32,
     /// Permission bits of files. Folders get the matching search bits.
     pub file_mode: u16,
+    /// Extended attributes of every disk and of the root, by name.
+    pub attributes: Vec<(OsString, Vec<u8>)>,
     /// Time stamp of everything.
     pub modified: SystemTime,
 }
@@ -71,7 +73,14 @@ impl Tree {
     #[must_use]
     pub fn new(root: Content) -> Self {
         let root = Node { parent: ROOT, name: OsString::new(), content: root };
-        Self { nodes: vec![root], uid: 0, gid: 0, file_mode: 0o400, modified: SystemTime::UNIX_EPOCH }
+        Self {
+            nodes: vec![root],
+            uid: 0,
+            gid: 0,
+            file_mode: 0o400,
+            attributes: Vec::new(),
+            modified: SystemTime::UNIX_EPOCH,
+        }
     }
 
     /// Adds a node to a folder and returns its inode number. The caller sees to it that names are unique and fit
@@ -85,6 +94,16 @@ impl Tree {
     #[must_use]
     pub fn node(&self, ino: u64) -> Option<&Node> {
         self.nodes.get(usize::try_from(ino.checked_sub(1)?).ok()?)
+    }
+
+    /// The extended attributes of a node.
+    #[must_use]
+    pub fn attributes_of(&self, ino: u64) -> &[(OsString, Vec<u8>)] {
+        match self.node(ino).map(|node| &node.content) {
+            Some(Content::Disk { .. }) => &self.attributes,
+            Some(Content::Directory) if ino == ROOT => &self.attributes,
+            _ => &[],
+        }
     }
 
     /// The node with this name in a folder, with its inode number.

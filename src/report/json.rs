@@ -547,7 +547,8 @@ const fn format_name(verdict: Verdict) -> &'static str {
 }
 
 /// A verdict's name in documents.
-pub(super) const fn verdict_name(verdict: Verdict) -> &'static str {
+#[must_use]
+pub const fn verdict_name(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Consistent => "consistent",
         Verdict::Leaks => "leaks",

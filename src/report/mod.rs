@@ -30,7 +30,7 @@ pub use describe::ImageReport;
 pub use escape::{escape_bytes, escape_message, escape_path};
 pub use history::{HistoryDocument, history_json, write_history};
 pub use human::{HumanOptions, headline, write_check, write_image};
-pub use json::{CheckDocument, check_json, image_json};
+pub use json::{CheckDocument, check_json, image_json, verdict_name};
 pub use line::line;
 pub use model::{CheckReport, KeptFinding, RepairFacts, SandboxFacts, Verdict};
 pub use names::Names;

@@ -41,6 +41,11 @@ impl Mount {
         Self::try_new(image, options).unwrap_or_else(|output| panic!("{}", tools::stderr(&output)))
     }
 
+    /// The mount point.
+    pub fn point(&self) -> &Path {
+        self.point.path()
+    }
+
     /// A path under the mount point.
     pub fn path(&self, name: &str) -> PathBuf {
         self.point.path().join(name)

@@ -5,6 +5,7 @@
 //! its place would be taken for data.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use instar_abi::boot::JobKind;
 use instar_abi::finding::ACTIVE;
@@ -16,9 +17,9 @@ use super::super::inspect::Inspector;
 use super::super::options::{CageArgs, MountOptions};
 use super::super::say;
 use super::error::MountError;
-use super::{EXTENT_CACHE_BYTES, UNPACKED_BYTES};
+use super::{EXTENT_CACHE_BYTES, UNPACKED_BYTES, revived};
 use crate::chain::{self, CageDescriber, Chain, Format, Member};
-use crate::disk::{Disk, DiskFiles, RawFile, SharedSource, Unpacker};
+use crate::disk::{Disk, DiskFiles, RawFile, Revived, SharedSource, Unpacker};
 use crate::error::Error;
 use crate::image::ImageHandle;
 use crate::report::{CheckReport, Verdict, Watch, escape_path, headline};
@@ -33,8 +34,12 @@ const RAW_CLUSTER_BITS: u32 = 16;
 pub struct Below {
     /// The nearest of them, over all others; `None` for an image that has nothing below it.
     pub disk: Option<Arc<Disk>>,
+    /// How often the cage of each QCOW2 member was started anew.
+    pub restarts: Vec<Arc<AtomicU64>>,
+    /// A member has corruptions, or could not be looked at as a whole.
+    is_damaged: bool,
     /// Keeps the members open and locked.
-    _chain: Option<Chain>,
+    chain: Option<Chain>,
 }
 
 impl Below {
@@ -60,38 +65,49 @@ impl Below {
         }
         let below = &chain.members[1..];
         let share = below.len().max(1);
-        let mut disk = None;
+        let mut all = Self::default();
         for member in below.iter().rev() {
-            disk = Some(Arc::new(member_disk(options, member, share)?.over(disk)));
+            let disk = all.member_disk(options, member, share)?.on_damage(options.on_damage.into());
+            all.disk = Some(Arc::new(disk.over(all.disk.take())));
         }
-        Ok(Self { disk, _chain: Some(chain) })
+        all.chain = Some(chain);
+        Ok(all)
     }
-}
 
-/// The disk of one member by itself, with its `share`th part of the memory for members.
-fn member_disk(options: &MountOptions, member: &Member, share: usize) -> Result<Disk, Error> {
-    let file = member.handle.backend();
-    let cache_bytes = EXTENT_CACHE_BYTES / share;
-    match member.format {
-        Format::Raw => {
-            let source: SharedSource = Arc::new(Mutex::new(Box::new(RawFile::new(file.clone()))));
-            let files: DiskFiles = [Some(file), None, None, None];
-            Ok(Disk::new(files, source, ACTIVE, member.virtual_size, RAW_CLUSTER_BITS, cache_bytes))
-        }
-        Format::Qcow2 => {
-            let (report, source) = mapped(options, member)?;
-            let (size_bytes, bits) = (report.summary.virtual_size, report.summary.cluster_bits);
-            let cluster_bytes = report.cluster_bytes().unwrap_or(0);
-            let unpacker = Unpacker::new(vec![source.clone()], cluster_bytes, UNPACKED_BYTES / share);
-            let disk =
-                Disk::new([Some(file), None, None, None], source, ACTIVE, size_bytes, bits, cache_bytes);
-            Ok(disk.with_unpacker(Arc::new(unpacker)))
+    /// True if nothing was found in any member that could keep its bytes from being read.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        !self.is_damaged
+    }
+
+    /// The disk of one member by itself, with its `share`th part of the memory for members.
+    fn member_disk(&mut self, options: &MountOptions, member: &Member, share: usize) -> Result<Disk, Error> {
+        let file = member.handle.backend();
+        let cache_bytes = EXTENT_CACHE_BYTES / share;
+        match member.format {
+            Format::Raw => {
+                let source: SharedSource = Arc::new(Mutex::new(Box::new(RawFile::new(file.clone()))));
+                let files: DiskFiles = [Some(file), None, None, None];
+                Ok(Disk::new(files, source, ACTIVE, member.virtual_size, RAW_CLUSTER_BITS, cache_bytes))
+            }
+            Format::Qcow2 => {
+                let (report, source) = mapped(options, member)?;
+                self.restarts.push(source.restarts());
+                self.is_damaged |= !matches!(report.verdict(), Verdict::Consistent | Verdict::Leaks);
+                let source: SharedSource = Arc::new(Mutex::new(Box::new(source)));
+                let (size_bytes, bits) = (report.summary.virtual_size, report.summary.cluster_bits);
+                let cluster_bytes = report.cluster_bytes().unwrap_or(0);
+                let unpacker = Unpacker::new(vec![source.clone()], cluster_bytes, UNPACKED_BYTES / share);
+                let disk =
+                    Disk::new([Some(file), None, None, None], source, ACTIVE, size_bytes, bits, cache_bytes);
+                Ok(disk.with_unpacker(Arc::new(unpacker)))
+            }
         }
     }
 }
 
 /// Checks a QCOW2 member, and starts the cage that maps it.
-fn mapped(options: &MountOptions, member: &Member) -> Result<(CheckReport, SharedSource), Error> {
+fn mapped(options: &MountOptions, member: &Member) -> Result<(CheckReport, Revived), Error> {
     // The data file that was given is the top's.
     let cage = CageArgs { data_file: None, ..options.cage.clone() };
     let inspector = Inspector::new(&member.handle, &cage, Watch::people(options.quiet))?;
@@ -105,10 +121,11 @@ fn mapped(options: &MountOptions, member: &Member) -> Result<(CheckReport, Share
             "keeps its data in an external data file, which cannot be given for it".to_owned(),
         ));
     }
-    let source = Resident::start(&inspector.job(JobKind::Map), inspector.choice())
+    let job = inspector.job(JobKind::Map);
+    let source = Resident::start(&job, inspector.choice())
         .map_err(|source| Error::Sandbox { image: member.path.clone(), source })?;
     if report.verdict() != Verdict::Consistent {
         say::to_person(&format!("warning: {}: {}", escape_path(&member.path), headline(&report)));
     }
-    Ok((report, Arc::new(Mutex::new(Box::new(source)))))
+    Ok((report, revived(source, &job, inspector.choice())))
 }

@@ -8,15 +8,13 @@
 mod background;
 mod below;
 mod disks;
+mod documents;
 mod error;
+mod names;
 mod serve;
 mod snapshots;
 
-use std::ffi::OsString;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
 use instar_abi::boot::JobKind;
 
@@ -24,23 +22,23 @@ pub use background::SERVER_OPTION;
 use below::Below;
 use disks::Disks;
 pub use error::MountError;
+use names::{Shown, file_name, served_path};
 use serve::Ending;
-use snapshots::Snapshot;
 
 use super::check::examine;
 use super::inspect::Inspector;
-use super::options::MountOptions;
+use super::options::{MountOptions, OnDamageArg};
 use super::repair::Request;
 use super::{log, say};
-use crate::disk::{Disk, HealthCounts};
+use crate::disk::{ExtentSource, OnDamage, Revived};
 use crate::error::Error;
 use crate::exit::Exit;
-use crate::fuse::{Content, Document, MountPoint, Mounted, ROOT, Tree};
+use crate::fuse::{MountPoint, Mounted};
 use crate::image::{ImageHandle, Mode};
 use crate::report::{self, CheckReport, HumanOptions, Verdict, Watch};
-use crate::sandbox::Resident;
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::job::Job;
+use crate::sandbox::{Resident, SandboxChoice};
 
 /// Memory for the extents of one disk.
 const EXTENT_CACHE_BYTES: usize = 8 << 20;
@@ -50,6 +48,15 @@ const UNPACKED_BYTES: usize = 24 << 20;
 const SNAPSHOTS_FOLDER: &str = "snapshots";
 /// Ending of a served disk's name.
 const RAW_ENDING: &str = "raw";
+
+impl From<OnDamageArg> for OnDamage {
+    fn from(policy: OnDamageArg) -> Self {
+        match policy {
+            OnDamageArg::Eio => Self::Eio,
+            OnDamageArg::Zero => Self::Zero,
+        }
+    }
+}
 
 /// The program.
 ///
@@ -82,8 +89,11 @@ pub fn run(options: &MountOptions) -> Result<Exit, Error> {
         MountPoint::File(_) => Vec::new(),
         MountPoint::Directory(_) => snapshots::find(&examined.report, &inspector)?,
     };
-    let disks = Disks::new(&examined.report, &job, source, snapshots, below.disk.as_ref());
-    let tree = tree(&point, &image, &examined.report, disks)?;
+    let source = revived(source, &job, inspector.choice());
+    let disks = Disks::new(&examined.report, &job, source, snapshots, &below, options.on_damage.into());
+    let is_clean_below = below.is_clean();
+    let shown = Shown { image: &image, report: &examined.report, disks, is_clean_below };
+    let tree = shown.tree(&point)?;
     let mounted = Mounted::new(tree, &point, &file_name(image.path()).to_string_lossy())
         .map_err(MountError::Session)?;
     if !options.quiet {
@@ -121,95 +131,10 @@ fn refuse(report: &CheckReport) -> Result<Exit, Error> {
     Ok(report.exit(false))
 }
 
-/// The names under the mount point.
-fn tree(point: &MountPoint, image: &ImageHandle, report: &CheckReport, disks: Disks) -> Result<Tree, Error> {
-    let disk = disks.active.clone();
-    let allocated = report.summary.allocated_clusters.saturating_mul(report.cluster_bytes().unwrap_or(0));
-    let content = Content::Disk { disk: disk.clone(), allocated_bytes: allocated };
-    let mut tree = match point {
-        MountPoint::File(_) => Tree::new(content),
-        MountPoint::Directory(_) => {
-            let report = serde_json::to_vec_pretty(&report::check_json(report)).map_err(Error::Json)?;
-            let mut tree = Tree::new(Content::Directory);
-            tree.add(ROOT, raw_name(image.path()), content);
-            let folder = tree.add(ROOT, ".instar", Content::Directory);
-            tree.add(folder, "report.json", Content::Document(Arc::new(report)));
-            tree.add(folder, "health", Content::Document(Arc::new(HealthDocument(disks.all()))));
-            add_snapshots(&mut tree, disks.snapshots);
-            tree
-        }
-    };
-    if let Ok(metadata) = std::fs::metadata(image.path()) {
-        tree.file_mode = FILE_MODE | u16::try_from(metadata.mode() & 0o044).unwrap_or(0);
-        let seconds = u64::try_from(metadata.mtime()).unwrap_or(0);
-        tree.modified = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-    }
-    tree.uid = rustix::process::geteuid().as_raw();
-    tree.gid = rustix::process::getegid().as_raw();
-    Ok(tree)
-}
-
-/// `snapshots/<name>.raw`, where there are any.
-fn add_snapshots(tree: &mut Tree, snapshots: Vec<(Snapshot, Arc<Disk>)>) {
-    if snapshots.is_empty() {
-        return;
-    }
-    let folder = tree.add(ROOT, SNAPSHOTS_FOLDER, Content::Directory);
-    for (snapshot, disk) in snapshots {
-        // How much of a snapshot is allocated is not counted; none at all would be taken for all zeros by some.
-        let allocated_bytes = disk.size_bytes();
-        tree.add(folder, snapshot.file_name, Content::Disk { disk, allocated_bytes });
-    }
-}
-
-/// Readable for the user who mounted; for others if the image is.
-const FILE_MODE: u16 = 0o400;
-
-/// `.instar/health`.
-#[derive(Debug)]
-struct HealthDocument(Vec<Arc<Disk>>);
-
-impl Document for HealthDocument {
-    fn render(&self) -> Vec<u8> {
-        let counts: HealthCounts = self.0.iter().map(|disk| disk.health().counts()).sum();
-        let mut text = serde_json::to_vec_pretty(&counts).unwrap_or_else(|error| {
-            tracing::error!(%error, "the counters cannot be put into JSON");
-            Vec::new()
-        });
-        text.push(b'\n');
-        text
-    }
-}
-
-fn file_name(image: &Path) -> OsString {
-    image.file_name().map_or_else(|| "disk".into(), ToOwned::to_owned)
-}
-
-/// The name of the served disk: the image's, with another ending.
-fn raw_name(image: &Path) -> OsString {
-    PathBuf::from(file_name(image)).with_extension(RAW_ENDING).into_os_string()
-}
-
-fn served_path(point: &MountPoint, image: &Path) -> PathBuf {
-    match point {
-        MountPoint::File(path) => path.clone(),
-        MountPoint::Directory(path) => path.join(raw_name(image)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn served_name_is_the_images_with_another_ending() {
-        for (image, name) in [
-            ("/a/img.qcow2", "img.raw"),
-            ("/a/img", "img.raw"),
-            ("/a/v1.2.qcow2", "v1.2.raw"),
-            ("/a/.qcow2", ".qcow2.raw"),
-        ] {
-            assert_eq!(raw_name(Path::new(image)), name);
-        }
-    }
+/// The source of a resident cage, which is started anew when it dies.
+fn revived(source: Resident, job: &Job, choice: SandboxChoice) -> Revived {
+    let job = job.clone();
+    Revived::new(Box::new(source), move || {
+        Resident::start(&job, choice).map(|source| Box::new(source) as Box<dyn ExtentSource>)
+    })
 }

@@ -1,0 +1,213 @@
+//! The texts under `.instar`: health, metrics, and maps of the damage.
+
+use std::fmt::Write as _;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use serde::Serialize;
+
+use crate::disk::{Disk, HealthCounts, Survey, merged};
+use crate::fuse::Document;
+
+/// A disk with the name of its file.
+#[derive(Debug, Clone)]
+pub struct Named {
+    /// The name.
+    pub name: String,
+    /// The disk.
+    pub disk: Arc<Disk>,
+}
+
+/// What health and metrics are made from.
+#[derive(Debug, Clone)]
+pub struct Watched {
+    /// All disks that are served.
+    pub disks: Vec<Named>,
+    /// Counters of restarts, one for each resident cage.
+    pub restarts: Vec<Arc<AtomicU64>>,
+}
+
+/// `.instar/health`.
+#[derive(Debug)]
+pub struct Health(pub Watched);
+
+/// `.instar/metrics`, in Prometheus' text form.
+#[derive(Debug)]
+pub struct Metrics(pub Watched);
+
+/// What `.instar/health` says.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct HealthDocument {
+    /// Nothing has gone wrong so far.
+    healthy: bool,
+    /// Sums over all disks.
+    #[serde(flatten)]
+    counts: HealthCounts,
+    /// Times a resident cage died and was started anew.
+    cage_restarts: u64,
+    disks: Vec<DiskDocument>,
+}
+
+#[derive(Debug, Serialize)]
+struct DiskDocument {
+    name: String,
+    #[serde(flatten)]
+    counts: HealthCounts,
+}
+
+impl Watched {
+    fn cage_restarts(&self) -> u64 {
+        self.restarts.iter().fold(0, |sum: u64, count| sum.saturating_add(count.load(Ordering::Relaxed)))
+    }
+}
+
+impl Document for Health {
+    fn render(&self) -> Vec<u8> {
+        let counts: HealthCounts = self.0.disks.iter().map(|named| named.disk.health().counts()).sum();
+        let disk =
+            |named: &Named| DiskDocument { name: named.name.clone(), counts: named.disk.health().counts() };
+        let cage_restarts = self.0.cage_restarts();
+        let healthy = counts == HealthCounts::default() && cage_restarts == 0;
+        let disks = self.0.disks.iter().map(disk).collect();
+        let document = HealthDocument { healthy, counts, cage_restarts, disks };
+        let mut text = serde_json::to_vec_pretty(&document).unwrap_or_else(|error| {
+            tracing::error!(%error, "the counters cannot be put into JSON");
+            Vec::new()
+        });
+        text.push(b'\n');
+        text
+    }
+}
+
+/// Reads one of the counters.
+type Counter = fn(&HealthCounts) -> u64;
+
+/// The counters by name, with what they count.
+const COUNTERS: [(&str, &str, Counter); 4] = [
+    ("damaged_reads", "Reads that touched a damaged range.", |counts| counts.damaged_reads),
+    ("io_errors", "Reads that the file below failed.", |counts| counts.io_errors),
+    ("unsupported_reads", "Reads that touched encrypted clusters.", |counts| counts.unsupported_reads),
+    ("source_errors", "Times the cage gave no answer that can be believed.", |counts| counts.source_errors),
+];
+
+impl Document for Metrics {
+    fn render(&self) -> Vec<u8> {
+        let mut text = String::new();
+        for (name, help, value) in COUNTERS {
+            head(&mut text, name, help);
+            for Named { name: disk, disk: of } in &self.0.disks {
+                let value = value(&of.health().counts());
+                line(&mut text, format_args!("instar_{name}_total{{disk=\"{}\"}} {value}", label(disk)));
+            }
+        }
+        head(&mut text, "cage_restarts", "Times a resident cage died and was started anew.");
+        line(&mut text, format_args!("instar_cage_restarts_total {}", self.0.cage_restarts()));
+        text.into_bytes()
+    }
+}
+
+fn head(text: &mut String, name: &str, help: &str) {
+    line(text, format_args!("# HELP instar_{name}_total {help}"));
+    line(text, format_args!("# TYPE instar_{name}_total counter"));
+}
+
+/// A String takes every line.
+fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
+    writeln!(text, "{line}").unwrap_or_default();
+}
+
+/// A label's value in Prometheus' text form.
+fn label(value: &str) -> String {
+    value.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n")
+}
+
+/// Where a disk is damaged, as a mapfile of ddrescue: `+` is what can be read, `-` what cannot, `?` what was not
+/// looked at because the disk is in too many pieces.
+#[derive(Debug)]
+pub struct DamageMap {
+    disk: Arc<Disk>,
+    survey: OnceLock<Survey>,
+}
+
+impl DamageMap {
+    /// The map of a disk; of one in which nothing was found, nothing but what reads have found since.
+    #[must_use]
+    pub fn new(disk: Arc<Disk>, is_clean: bool) -> Self {
+        let survey = OnceLock::new();
+        if is_clean {
+            let seen_bytes = disk.size_bytes();
+            survey.get_or_init(|| Survey { seen_bytes, ..Survey::default() });
+        }
+        Self { disk, survey }
+    }
+}
+
+impl Document for DamageMap {
+    fn render(&self) -> Vec<u8> {
+        let (size, cluster) = (self.disk.size_bytes(), self.disk.cluster_bytes());
+        let survey = self.survey.get_or_init(|| self.disk.survey());
+        let bad = self.disk.health().bad_clusters();
+        let found = bad.into_iter().map(|at| at..at.saturating_add(cluster).min(size));
+        let damaged = merged(survey.damaged.iter().cloned().chain(found).collect());
+        mapfile(size, survey.seen_bytes, &damaged).into_bytes()
+    }
+}
+
+/// A mapfile that covers `size` bytes, of which those from `seen` on are known as far as they are damaged.
+fn mapfile(size: u64, seen: u64, damaged: &[Range<u64>]) -> String {
+    let mut text = String::from("# Mapfile. Created by instar-mount\n");
+    line(&mut text, format_args!("# current_pos  current_status  current_pass\n0x00000000  +  1"));
+    line(&mut text, format_args!("#      pos        size  status"));
+    let mut at = 0;
+    for range in damaged {
+        good(&mut text, at..range.start, seen);
+        block(&mut text, range.clone(), '-');
+        at = range.end;
+    }
+    good(&mut text, at..size, seen);
+    text
+}
+
+/// A range without damage, as far as it was looked at.
+fn good(text: &mut String, range: Range<u64>, seen: u64) {
+    let known = seen.clamp(range.start, range.end.max(range.start));
+    block(text, range.start..known, '+');
+    block(text, known..range.end, '?');
+}
+
+fn block(text: &mut String, range: Range<u64>, status: char) {
+    if range.start < range.end {
+        let len = range.end - range.start;
+        line(text, format_args!("0x{:08X}  0x{len:08X}  {status}", range.start));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mapfile_covers_the_disk_without_a_gap() {
+        let text = mapfile(0x9000, 0x7000, &[0..0x1000, 0x2000..0x3000, 0x8000..0x8800]);
+        let blocks: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).skip(1).collect();
+        assert_eq!(
+            blocks,
+            [
+                "0x00000000  0x00001000  -",
+                "0x00001000  0x00001000  +",
+                "0x00002000  0x00001000  -",
+                "0x00003000  0x00004000  +",
+                "0x00007000  0x00001000  ?",
+                "0x00008000  0x00000800  -",
+                "0x00008800  0x00000800  ?"
+            ]
+        );
+    }
+
+    #[test]
+    fn label_of_a_hostile_name_stays_within_its_quotes() {
+        assert_eq!(label("a\"b\\c\nd"), r#"a\"b\\c\nd"#);
+    }
+}

@@ -1,0 +1,139 @@
+//! A source that is started anew when it dies.
+//!
+//! Invariant: the source is started at most [`RESTARTS_MAX`] times more in its life, and once for one request, so that
+//! an image which kills every cage costs a bounded time and then reads as I/O errors. Each restart is counted.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use instar_abi::extent::Extent;
+use tracing::warn;
+
+use super::source::{ExtentSource, Inflated, Payload};
+use crate::sandbox::error::SandboxError;
+
+/// Restarts in the life of a source.
+pub const RESTARTS_MAX: u64 = 16;
+
+/// Starts a source.
+type Start = Box<dyn FnMut() -> Result<Box<dyn ExtentSource>, SandboxError> + Send>;
+
+/// See the module's documentation.
+pub struct Revived {
+    start: Start,
+    source: Box<dyn ExtentSource>,
+    restarts: Arc<AtomicU64>,
+}
+
+impl fmt::Debug for Revived {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Revived").field("source", &self.source).field("restarts", &self.restarts).finish()
+    }
+}
+
+impl Revived {
+    /// A source that lives, and what starts another one in its place.
+    #[must_use]
+    pub fn new(
+        source: Box<dyn ExtentSource>,
+        start: impl FnMut() -> Result<Box<dyn ExtentSource>, SandboxError> + Send + 'static,
+    ) -> Self {
+        Self { start: Box::new(start), source, restarts: Arc::default() }
+    }
+
+    /// How often it was started anew.
+    #[must_use]
+    pub fn restarts(&self) -> Arc<AtomicU64> {
+        self.restarts.clone()
+    }
+
+    /// Asks, and asks once more if the source died of it.
+    fn ask<T>(
+        &mut self,
+        mut question: impl FnMut(&mut dyn ExtentSource) -> Result<T, SandboxError>,
+    ) -> Result<T, SandboxError> {
+        let error = match question(&mut *self.source) {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        if self.restarts.load(Ordering::Relaxed) >= RESTARTS_MAX {
+            return Err(error);
+        }
+        warn!(%error, "the cage has ended and is started anew");
+        self.restarts.fetch_add(1, Ordering::Relaxed);
+        self.source = (self.start)()?;
+        question(&mut *self.source)
+    }
+}
+
+impl ExtentSource for Revived {
+    fn map(
+        &mut self,
+        snapshot: u32,
+        guest_offset: u64,
+        guest_len: u64,
+        into: &mut Vec<Extent>,
+    ) -> Result<(), SandboxError> {
+        let known = into.len();
+        self.ask(|source| {
+            into.truncate(known);
+            source.map(snapshot, guest_offset, guest_len, into)
+        })
+    }
+
+    fn inflate(&mut self, payloads: &[Payload], cluster_bytes: u64) -> Result<Vec<Inflated>, SandboxError> {
+        self.ask(|source| source.inflate(payloads, cluster_bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    /// Answers until its time has come.
+    #[derive(Debug)]
+    struct Mortal {
+        answers_left: u64,
+    }
+
+    impl ExtentSource for Mortal {
+        fn map(&mut self, _: u32, _: u64, _: u64, _: &mut Vec<Extent>) -> Result<(), SandboxError> {
+            let source = io::ErrorKind::BrokenPipe.into();
+            self.answers_left = self
+                .answers_left
+                .checked_sub(1)
+                .ok_or(SandboxError::Host { action: "ask the dead".into(), source })?;
+            Ok(())
+        }
+
+        fn inflate(&mut self, _: &[Payload], _: u64) -> Result<Vec<Inflated>, SandboxError> {
+            Ok(Vec::new())
+        }
+    }
+
+    fn mortal(answers_left: u64) -> Box<dyn ExtentSource> {
+        Box::new(Mortal { answers_left })
+    }
+
+    #[test]
+    fn source_that_dies_is_started_anew_and_asked_again() {
+        let mut source = Revived::new(mortal(1), || Ok(mortal(2)));
+        let restarts = source.restarts();
+        for _ in 0..5 {
+            source.map(0, 0, 1, &mut Vec::new()).unwrap();
+        }
+        assert_eq!(restarts.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn source_that_dies_of_every_question_is_given_up() {
+        let mut source = Revived::new(mortal(0), || Ok(mortal(0)));
+        for _ in 0..2 * RESTARTS_MAX {
+            assert!(source.map(0, 0, 1, &mut Vec::new()).is_err());
+        }
+        assert_eq!(source.restarts().load(Ordering::Relaxed), RESTARTS_MAX);
+    }
+}

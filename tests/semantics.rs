@@ -1,0 +1,393 @@
+//! What `docs/semantics.md` promises, paragraph by paragraph.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a failing helper fails its test; skips are printed"
+)]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Seek as _};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process};
+use support::mount::Mount;
+use support::raw::{COPIED, Raw};
+use support::tools::{self, must};
+use tempfile::TempDir;
+
+const NO_OPTIONS: [&str; 0] = [];
+const CLUSTER: u64 = 65_536;
+
+/// 4 MiB: ones in clusters 0 to 3, zeros in 4, packed twos in 8, a snapshot of that, threes in 16 and 17.
+struct Scene {
+    folder: TempDir,
+    image: PathBuf,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let image = folder.path().join("disk.qcow2");
+        must(tools::qemu_img(["create", "-q", "-f", "qcow2"]).arg(&image).arg("4M"));
+        let scene = Self { folder, image };
+        scene.write(&["write -q -P 1 0 256k", "write -q -z 256k 64k", "write -q -c -P 2 512k 64k"]);
+        must(tools::qemu_img(["snapshot", "-c", "early"]).arg(&scene.image));
+        must(tools::qemu_img(["resize", "-q"]).arg(&scene.image).arg("6M"));
+        scene.write(&["write -q -P 3 1M 128k"]);
+        scene
+    }
+
+    fn write(&self, commands: &[&str]) {
+        let mut command = Command::new("qemu-io");
+        command.args(["-f", "qcow2"]).args(commands.iter().flat_map(|one| ["-c", one]));
+        must(command.arg(&self.image));
+    }
+
+    /// The same with guest cluster 1 past the end of the file, and the payload of cluster 8 overwritten.
+    fn damaged() -> Self {
+        let scene = Self::new();
+        let raw = Raw::open(&scene.image);
+        raw.set_number(raw.l2_entry(1), 8, 1 << 40 | COPIED);
+        let payload = raw.number(raw.l2_entry(8), 8) & ((1 << 54) - 1);
+        raw.write(payload, &[0xff; 16]);
+        scene
+    }
+
+    fn mount(&self) -> Mount {
+        Mount::new(&self.image, NO_OPTIONS)
+    }
+}
+
+fn read(path: &Path, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0xee; len];
+    let got = File::open(path)?.read_at(&mut bytes, offset)?;
+    bytes.truncate(got);
+    Ok(bytes)
+}
+
+fn errno<T: std::fmt::Debug>(outcome: io::Result<T>) -> Option<i32> {
+    outcome.unwrap_err().raw_os_error()
+}
+
+macro_rules! need_mounts {
+    () => {
+        need!(tools::fuse(), tools::qemu(), tools::program("fusermount3"));
+    };
+}
+
+#[test]
+fn sizes_are_those_of_the_disks() {
+    need_mounts!();
+    let scene = Scene::new();
+    let mount = scene.mount();
+    assert_eq!(fs::metadata(mount.raw()).unwrap().len(), 6 << 20);
+    assert_eq!(fs::metadata(mount.path("snapshots/early.raw")).unwrap().len(), 4 << 20);
+}
+
+#[test]
+fn blocks_count_data_only() {
+    need_mounts!();
+    let scene = Scene::new();
+    let top = scene.folder.path().join("top.qcow2");
+    let create = ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"];
+    must(tools::qemu_img(create).arg(&scene.image).arg(&top));
+    let mount = scene.mount();
+    let blocks = |path: PathBuf| fs::metadata(path).unwrap().blocks();
+    assert_eq!(blocks(mount.raw()), (4 + 1 + 2) * CLUSTER / 512);
+    assert_eq!(blocks(mount.path("snapshots/early.raw")), (4 + 1) * CLUSTER / 512);
+    let over = Mount::new(&top, [format!("--backing={}", scene.image.display())]);
+    assert_eq!(blocks(over.raw()), (4 + 1 + 2) * CLUSTER / 512);
+}
+
+#[test]
+fn seek_finds_data_and_holes_exactly() {
+    need_mounts!();
+    let scene = Scene::damaged();
+    let mount = scene.mount();
+    let disk = File::open(mount.raw()).unwrap();
+    let mut ends = Vec::new();
+    let mut at = 0;
+    while let Ok(data) = seek(&disk, SeekFrom::Data(at)) {
+        at = seek(&disk, SeekFrom::Hole(data)).unwrap();
+        ends.push((data / CLUSTER, at / CLUSTER));
+    }
+    assert_eq!(ends, [(0, 4), (8, 9), (16, 18)]);
+    assert_eq!(seek(&disk, SeekFrom::Data(6 << 20)), Err(Errno::NXIO));
+    assert_eq!(seek(&disk, SeekFrom::Hole(6 << 20)), Err(Errno::NXIO));
+}
+
+#[test]
+fn reads_end_at_the_end_of_the_disk() {
+    need_mounts!();
+    let scene = Scene::new();
+    let mount = scene.mount();
+    assert_eq!(read(&mount.raw(), (6 << 20) - 10, 100).unwrap(), [0; 10]);
+    assert!(read(&mount.raw(), 6 << 20, 100).unwrap().is_empty());
+    assert_eq!(File::open(mount.raw()).unwrap().seek(io::SeekFrom::End(0)).unwrap(), 6 << 20);
+}
+
+#[test]
+fn writes_are_refused_as_on_a_read_only_file_system() {
+    need_mounts!();
+    let scene = Scene::new();
+    let mount = scene.mount();
+    let (raw, new) = (mount.raw(), mount.path("new"));
+    let read_only = Some(libc::EROFS);
+    assert_eq!(errno(OpenOptions::new().write(true).open(&raw)), read_only);
+    assert_eq!(errno(OpenOptions::new().read(true).write(true).open(&raw)), read_only);
+    assert_eq!(errno(OpenOptions::new().write(true).truncate(true).open(&raw)), read_only);
+    assert_eq!(errno(File::create(&new)), read_only);
+    assert_eq!(errno(fs::remove_file(&raw)), read_only);
+    assert_eq!(errno(fs::rename(&raw, &new)), read_only);
+    assert_eq!(errno(fs::hard_link(&raw, &new)), read_only);
+    assert_eq!(errno(std::os::unix::fs::symlink("x", &new)), read_only);
+    assert_eq!(errno(fs::create_dir(&new)), read_only);
+    assert_eq!(errno(fs::set_permissions(&raw, fs::Permissions::from_mode(0o777))), read_only);
+    let flags = rustix::fs::XattrFlags::empty();
+    let set = rustix::fs::setxattr(&raw, "user.instar.verdict", b"consistent", flags);
+    assert_eq!(set, Err(Errno::ROFS));
+    assert_eq!(rustix::fs::removexattr(&raw, "user.instar.verdict"), Err(Errno::ROFS));
+}
+
+/// All paths of a mount with their inode numbers.
+fn inodes(folder: &Path) -> Vec<(PathBuf, u64)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.append(&mut inodes(&path));
+        }
+        let inode = fs::metadata(&path).unwrap().ino();
+        found.push((path, inode));
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn inode_numbers_are_stable() {
+    need_mounts!();
+    let scene = Scene::new();
+    let numbers =
+        |mount: &Mount| -> Vec<u64> { inodes(mount.point()).into_iter().map(|(_, inode)| inode).collect() };
+    let mount = scene.mount();
+    let first = numbers(&mount);
+    assert_eq!(numbers(&mount), first);
+    assert_eq!(first.iter().collect::<BTreeSet<_>>().len(), first.len(), "each path has its own");
+    drop(mount);
+    assert_eq!(numbers(&scene.mount()), first);
+}
+
+fn attribute(path: &Path, name: &str) -> rustix::io::Result<String> {
+    let mut value = [0; 256];
+    let len = rustix::fs::getxattr(path, name, &mut value)?;
+    Ok(String::from_utf8(value[..len].to_vec()).unwrap())
+}
+
+#[test]
+fn attributes_tell_of_the_check() {
+    need_mounts!();
+    for (scene, verdict, findings) in
+        [(Scene::new(), "consistent", ""), (Scene::damaged(), "corruptions", "l2-entry-past-eof=1")]
+    {
+        let mount = scene.mount();
+        for path in [mount.point().to_owned(), mount.raw(), mount.path("snapshots/early.raw")] {
+            assert_eq!(attribute(&path, "user.instar.verdict").unwrap(), verdict);
+            assert!(attribute(&path, "user.instar.findings").unwrap().contains(findings));
+            let cage = attribute(&path, "user.instar.sandbox").unwrap();
+            assert!(["kvm", "process"].contains(&cage.as_str()), "{cage}");
+            assert_eq!(attribute(&path, "user.other"), Err(Errno::NODATA));
+            let mut names = [0; 256];
+            let len = rustix::fs::listxattr(&path, &mut names).unwrap();
+            assert_eq!(names[..len].iter().filter(|byte| **byte == 0).count(), 3);
+        }
+        let mut small = [0; 3];
+        assert_eq!(rustix::fs::getxattr(mount.raw(), "user.instar.verdict", &mut small), Err(Errno::RANGE));
+    }
+}
+
+#[test]
+fn statfs_tells_the_size_of_all_disks() {
+    need_mounts!();
+    let scene = Scene::new();
+    let mount = scene.mount();
+    let told = rustix::fs::statvfs(mount.point()).unwrap();
+    assert_eq!(told.f_blocks * told.f_frsize, (6 + 4) << 20);
+    assert_eq!((told.f_bfree, told.f_bavail), (0, 0));
+}
+
+#[test]
+fn damage_is_an_error_or_zeros() {
+    need_mounts!();
+    let scene = Scene::damaged();
+    // Cluster 3 shares the place of cluster 2: both are read as stored.
+    let raw = Raw::open(&scene.image);
+    raw.set_number(raw.l2_entry(3), 8, raw.number(raw.l2_entry(2), 8));
+    let mount = scene.mount();
+    let cluster = usize::try_from(CLUSTER).unwrap();
+    for damaged in [1, 8] {
+        assert_eq!(errno(read(&mount.raw(), damaged * CLUSTER, cluster)), Some(libc::EIO));
+    }
+    for (index, byte) in [(0, 1), (2, 1), (3, 1), (4, 0), (7, 0), (9, 0), (16, 3)] {
+        assert_eq!(read(&mount.raw(), index * CLUSTER, cluster).unwrap(), vec![byte; cluster], "{index}");
+    }
+    drop(mount);
+    let mount = Mount::new(&scene.image, ["--on-damage=zero"]);
+    let whole = fs::read(mount.raw()).unwrap();
+    assert_eq!(whole.len(), 6 << 20);
+    assert!(
+        whole[cluster..2 * cluster].iter().chain(&whole[8 * cluster..9 * cluster]).all(|byte| *byte == 0)
+    );
+    assert!(whole[..cluster].iter().chain(&whole[2 * cluster..4 * cluster]).all(|byte| *byte == 1));
+}
+
+/// Start, length and status of each block of a mapfile.
+fn blocks(map: &str) -> Vec<(u64, u64, String)> {
+    let number = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).unwrap();
+    let lines = map.lines().filter(|line| !line.starts_with('#')).skip(1);
+    let block = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        (number(words[0]), number(words[1]), words[2].to_owned())
+    };
+    lines.map(block).collect()
+}
+
+#[test]
+fn damage_map_covers_the_disk() {
+    need_mounts!();
+    let scene = Scene::damaged();
+    let mount = scene.mount();
+    let (good, bad) = ("+".to_owned(), "-".to_owned());
+    let before = blocks(&mount.document("damage.map"));
+    let size = 6 << 20;
+    let expected = [
+        (0, CLUSTER, good.clone()),
+        (CLUSTER, CLUSTER, bad.clone()),
+        (2 * CLUSTER, size - 2 * CLUSTER, good.clone()),
+    ];
+    assert_eq!(before, expected);
+    assert!(read(&mount.raw(), 8 * CLUSTER, 512).is_err());
+    let after = blocks(&mount.document("damage.map"));
+    assert_eq!(after[3], (8 * CLUSTER, CLUSTER, bad));
+    assert_eq!(after[4], (9 * CLUSTER, size - 9 * CLUSTER, good));
+    assert_eq!(
+        blocks(&mount.document("snapshots/early.map")).iter().map(|block| block.1).sum::<u64>(),
+        4 << 20
+    );
+}
+
+#[test]
+fn health_counts_what_went_wrong() {
+    need_mounts!();
+    let scene = Scene::damaged();
+    let mount = scene.mount();
+    let before = mount.json("health");
+    assert_eq!((before["healthy"].as_bool(), before["damaged-reads"].as_u64()), (Some(true), Some(0)));
+    assert!(read(&mount.raw(), CLUSTER, 512).is_err());
+    let after = mount.json("health");
+    let counted = after["damaged-reads"].as_u64().unwrap();
+    assert!(after["healthy"] == false && counted > 0, "{after}");
+    assert_eq!(after["disks"][0]["name"], "disk.raw");
+    assert_eq!(after["disks"][0]["damaged-reads"], counted);
+    assert_eq!(after["disks"][1]["damaged-reads"], 0);
+    let metrics = mount.document("metrics");
+    assert!(metrics.contains("# TYPE instar_damaged_reads_total counter"), "{metrics}");
+    let line = format!("instar_damaged_reads_total{{disk=\"disk.raw\"}} {counted}");
+    assert!(metrics.lines().any(|found| found == line), "{metrics}");
+}
+
+#[test]
+fn image_that_shrinks_gives_errors_and_not_a_crash() {
+    need_mounts!();
+    let scene = Scene::new();
+    let mount = scene.mount();
+    assert_eq!(read(&mount.raw(), 0, 512).unwrap(), [1; 512]);
+    OpenOptions::new().write(true).open(&scene.image).unwrap().set_len(CLUSTER).unwrap();
+    for offset in [16 * CLUSTER, 8 * CLUSTER, 2 * CLUSTER] {
+        assert_eq!(errno(read(&mount.raw(), offset, 512)), Some(libc::EIO), "{offset:#x}");
+    }
+    // The map of the snapshot was never read, and is gone too.
+    assert_eq!(errno(read(&mount.path("snapshots/early.raw"), 0, 512)), Some(libc::EIO));
+    let health = mount.json("health");
+    assert!(health["healthy"] == false && health["io-errors"].as_u64().unwrap() > 0, "{health}");
+    assert_eq!(fs::metadata(mount.raw()).unwrap().len(), 6 << 20);
+}
+
+#[test]
+fn mapped_and_direct_reads_see_the_same() {
+    need_mounts!();
+    let scene = Scene::new();
+    let mount = scene.mount();
+    let plain = fs::read(mount.raw()).unwrap();
+    // dd reads in blocks of 1 MiB past the page cache; cmp and grep map what they compare.
+    let direct = tools::run(Command::new("dd").arg(format!("if={}", mount.raw().display())).args([
+        "iflag=direct",
+        "bs=1M",
+        "status=none",
+    ]));
+    assert!(direct.status.success() && direct.stdout == plain, "{}", tools::stderr(&direct));
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(mount.raw()).unwrap();
+    drop(file);
+    assert_eq!(mapped(&mount.raw()), plain);
+}
+
+/// The file's bytes through a mapping, which python makes: this test program has no unsafe code.
+fn mapped(path: &Path) -> Vec<u8> {
+    let program = "import mmap,sys; f=open(sys.argv[1],'rb'); \
+                   sys.stdout.buffer.write(mmap.mmap(f.fileno(),0,prot=mmap.PROT_READ)[:])";
+    must(Command::new("python3").args([OsStr::new("-c"), OsStr::new(program), path.as_os_str()])).stdout
+}
+
+/// Processes that are confined as cages are, and whose parent serves `point`.
+fn cages_of(point: &Path) -> Vec<Pid> {
+    let point = point.as_os_str().as_encoded_bytes();
+    let serves = |pid: &str| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.windows(point.len()).any(|part| part == point)
+    };
+    let is_cage = |pid: &String| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.map(|value| value.trim().to_owned()).unwrap_or_default()
+        };
+        field("Seccomp:") == "2" && serves(&field("PPid:"))
+    };
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().into_string().ok()).filter(is_cage);
+    pids.filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
+}
+
+#[test]
+fn cage_that_dies_is_started_anew() {
+    need_mounts!();
+    let scene = Scene::new();
+    let mount = Mount::new(&scene.image, ["--sandbox=process"]);
+    let cages = cages_of(mount.point());
+    assert_eq!(cages.len(), 1, "{cages:?}");
+    kill_process(cages[0], Signal::KILL).unwrap();
+    assert_eq!(read(&mount.raw(), 8 * CLUSTER, 512).unwrap(), [2; 512]);
+    let health = mount.json("health");
+    assert_eq!((health["cage-restarts"].as_u64(), health["source-errors"].as_u64()), (Some(1), Some(0)));
+    assert!(mount.document("metrics").contains("\ninstar_cage_restarts_total 1\n"));
+}
+
+#[test]
+fn every_paragraph_has_a_test_of_its_name() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let document = fs::read_to_string(folder.join("docs/semantics.md")).unwrap();
+    let tests = fs::read_to_string(folder.join("tests/semantics.rs")).unwrap();
+    let titles: Vec<&str> = document.lines().filter_map(|line| line.strip_prefix("## ")).collect();
+    assert!(titles.len() > 10);
+    for title in titles {
+        assert!(tests.contains(&format!("#[test]\nfn {title}()")), "no test called {title}");
+    }
+}
