@@ -455,7 +455,7 @@ pub const RECIPES: &[Recipe] = &[
         raw.set(field::REFCOUNT_TABLE_OFFSET, raw.get(field::L1_OFFSET));
     }),
     plain("l2-entry-past-eof-truncated", &["l2-entry-past-eof"], |_, raw| {
-        raw.set_len(raw.len() - 2 * raw.cluster_bytes);
+        raw.set_len(raw.len() - 4 * raw.cluster_bytes);
     }),
     plain("file-truncated", &["file-truncated", "l2-entry-past-eof"], |_, raw| {
         let lost = raw.append_clusters(1, 1) * raw.cluster_bytes;
