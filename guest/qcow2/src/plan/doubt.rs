@@ -140,12 +140,13 @@ impl Doubt {
     }
 
     /// The same for counts and flags. What they were is no evidence by itself: they may be set right too where
-    /// the damage that casts doubt stays. Where users of clusters may be hidden, none is made to seem the only one.
+    /// the damage that casts doubt stays. Where users of clusters may be hidden, or lost with what leaks tell of, none is
+    /// made to seem the only one.
     #[must_use]
     pub fn may_set(&self, problem: Problem) -> bool {
         match problem {
             P::RefcountTooHigh | P::RefcountContradicted | P::L1CopiedMissing | P::L2CopiedMissing => {
-                !self.hides_users(&[])
+                !self.has_evidence() && !self.hides_users(&[])
             }
             _ => self.may_mend(problem) || self.found.iter().any(|other| self.stays(other)),
         }
@@ -261,7 +262,8 @@ mod tests {
             assert!(open.may_set(P::RefcountTooLow) && open.may_set(P::L2CopiedWrong));
             assert!(!open.may_rebuild(), "{hidden:?}");
         }
-        assert!(doubt(&[P::OrphanData, P::RefcountTooLow], &[]).may_set(P::RefcountTooHigh));
+        assert!(!doubt(&[P::OrphanData], &[]).may_set(P::RefcountTooHigh));
+        assert!(doubt(&[P::RefcountTooLow], &[]).may_set(P::RefcountTooHigh));
         assert!(doubt(&[P::RefcountBlockShared, P::MetadataOverlap], &[]).may_rebuild());
     }
 
