@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
 use support::damage::recipe;
-use support::image::{self, Flavour};
+use support::image::{self, Flavour, TestImage};
 use support::tools::{self, code, must, stderr};
 use tempfile::TempDir;
 
@@ -471,4 +471,36 @@ fn corruptions_are_served_repaired_in_a_preview_and_repaired_before_a_mount() {
     scene.unmount();
     assert_eq!(corrupt.qemu_check(), 0);
     corrupt.assert_guest_intact();
+}
+
+#[test]
+fn repair_that_makes_the_file_longer_is_served_to_its_new_end() {
+    need_mounts!();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let shared = recipe("l2-entry-shared").make(folder.path());
+    let before = fs::metadata(&shared.path).expect("the image").len();
+    let scene = Scene::with(folder, shared.path.clone());
+    let decided = ["--repair=all", "--decide=orphan-data=free", "--decide=orphan-table=free"];
+    must(scene.command().args(decided));
+    assert!(fs::metadata(&scene.image).expect("the image").len() > before, "the repair copies a cluster");
+    let disk = File::open(scene.point().join("l2-entry-shared.raw")).expect("the disk is opened");
+    let clusters: Vec<Vec<u8>> =
+        shared.model.keys().map(|index| cluster_of(&disk, &shared, *index)).collect();
+    drop(disk);
+    scene.unmount();
+    let guest = scene.folder.path().join("guest.raw");
+    must(tools::qemu_img(["convert", "-f", "qcow2", "-O", "raw"]).arg(&scene.image).arg(&guest));
+    let guest = File::open(guest).expect("qemu-img has written it");
+    for (index, cluster) in shared.model.keys().zip(clusters) {
+        assert!(
+            cluster_of(&guest, &shared, *index) == cluster,
+            "guest cluster {index}: qemu reads another one"
+        );
+    }
+}
+
+fn cluster_of(disk: &File, image: &TestImage, index: u64) -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(image.cluster_bytes).expect("clusters fit memory")];
+    disk.read_exact_at(&mut bytes, index * image.cluster_bytes).expect("all of the disk is read");
+    bytes
 }

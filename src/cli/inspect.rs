@@ -60,6 +60,12 @@ impl Inspector {
         Self { deep, ..self }
     }
 
+    /// The same; what is looked at is `image`, a later or previewed state of it.
+    #[must_use]
+    pub fn of(self, image: Arc<dyn Backend>) -> Self {
+        Self { image, ..self }
+    }
+
     /// A job of this kind on the image.
     #[must_use]
     pub fn job(&self, kind: JobKind) -> Job {

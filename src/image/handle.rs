@@ -73,6 +73,14 @@ impl ImageHandle {
         Arc::clone(&self.file) as Arc<dyn Backend>
     }
 
+    /// The file as a backend, read-only, with the length that it has now. It must not outlive the handle's lock.
+    ///
+    /// # Errors
+    /// Those of [`ImageFile::reopen_read_only`].
+    pub fn now(&self) -> Result<Arc<dyn Backend>, OpenError> {
+        Ok(Arc::new(self.file.reopen_read_only()?))
+    }
+
     /// The path it was opened by.
     #[must_use]
     pub fn path(&self) -> &Path {

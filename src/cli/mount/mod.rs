@@ -34,7 +34,7 @@ use crate::disk::{ExtentSource, OnDamage, Revived};
 use crate::error::Error;
 use crate::exit::Exit;
 use crate::fuse::{MountPoint, Mounted};
-use crate::image::{ImageHandle, Mode};
+use crate::image::{HandleError, ImageHandle, Mode};
 use crate::report::{self, CheckReport, HumanOptions, Verdict, Watch};
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::job::Job;
@@ -76,10 +76,13 @@ pub fn run(options: &MountOptions) -> Result<Exit, Error> {
     let point = MountPoint::check(&options.mountpoint, image.file().identity()).map_err(MountError::Point)?;
     let inspector = Inspector::new(&image, &options.cage, Watch::people(options.quiet))?;
     let examined = examine(&image, &inspector, &request, &options.state)?;
-    let mut job = inspector.job(JobKind::Map);
-    if let Some(overlay) = &examined.preview {
-        job.image = overlay.clone();
-    }
+    let inspector = match &examined.preview {
+        Some(overlay) => inspector.of(overlay.clone()),
+        // A repair may have made the file longer.
+        None if examined.report.repair.is_some() => inspector.of(image.now().map_err(HandleError::Open)?),
+        None => inspector,
+    };
+    let job = inspector.job(JobKind::Map);
     let source = match start(&examined.report, &job, &inspector)? {
         Ok(source) => source,
         Err(exit) => return Ok(exit),
