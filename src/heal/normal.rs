@@ -25,9 +25,11 @@ const GAP_BYTES_MAX: usize = 512;
 /// Longest write that is made of several.
 const JOINED_BYTES_MAX: usize = 1 << 20;
 
-/// Where a write goes. A barrier stands between the two.
+/// Where a write goes. A barrier stands between any two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
+    /// Entries that lead nowhere are emptied while nothing is there that they could come to lead to.
+    Emptied,
     /// Behind the image's end: nothing leads there yet.
     Fresh,
     /// Into the image as it is.
@@ -50,7 +52,8 @@ pub(super) fn normalise(
     let mut sorted = Sorted::new();
     for (cure, write) in visible(rounds) {
         let rank = cures.iter().position(|&other| other == cure).unwrap_or(cures.len());
-        sort(write, rank, image, &mut sorted)?;
+        let in_place = if cure == Cure::Unmap { Phase::Emptied } else { Phase::InPlace };
+        sort(write, (in_place, rank), image, &mut sorted)?;
     }
     let steps: Vec<Step> =
         sorted.into_iter().filter_map(|((_, rank), writes)| Some(step(*cures.get(rank)?, writes))).collect();
@@ -136,7 +139,12 @@ fn cover(covered: &mut BTreeMap<u64, u64>, start: u64, end: u64) {
 }
 
 /// Puts the parts of a write that change something where they belong.
-fn sort(write: Write, rank: usize, image: &dyn Backend, into: &mut Sorted) -> io::Result<()> {
+fn sort(
+    write: Write,
+    (phase, rank): (Phase, usize),
+    image: &dyn Backend,
+    into: &mut Sorted,
+) -> io::Result<()> {
     let in_place = to_usize(image.len().saturating_sub(write.offset)).min(write.bytes.len());
     let mut old = vec![0; in_place];
     if in_place > 0 {
@@ -151,7 +159,7 @@ fn sort(write: Write, rank: usize, image: &dyn Backend, into: &mut Sorted) -> io
                 write.bytes[range].into()
             },
         };
-        into.entry((Phase::InPlace, rank)).or_default().push(part);
+        into.entry((phase, rank)).or_default().push(part);
     }
     if in_place < write.bytes.len() {
         let offset = write.offset + in_place as u64;
@@ -297,6 +305,20 @@ mod tests {
         let guard = plan.guard().unwrap();
         assert_eq!((guard.raised(), guard.lowered()), (&[0xff; 8][..], &[1; 8][..]));
         assert_eq!(all(std::slice::from_ref(&plan), &image), all(&rounds, &image));
+    }
+
+    #[test]
+    fn entries_are_emptied_before_the_file_grows_and_all_else_follows() {
+        let image = Arc::new(Bytes(vec![0; 2048]));
+        let rounds = [
+            round(&[(Cure::Unmap, 512, vec![1; 8])], Some([9; 8])),
+            round(
+                &[(Cure::CopyShared, 2048, vec![2; 64]), (Cure::FixCounts, 1024, vec![3; 8])],
+                Some([9; 8]),
+            ),
+        ];
+        let order: Vec<u64> = normal(&rounds, &image).writes().map(|write| write.offset).collect();
+        assert_eq!(order, [512, 2048, 1024]);
     }
 
     #[test]

@@ -18,8 +18,10 @@ use crate::ondisk::Fault;
 const PENDING_MAX: usize = 1024;
 /// Owners told of one finding.
 const OWNERS_MAX: u32 = 8;
-/// Runs of faulty entries that one table may have and still be told of entry by entry.
-const TABLE_RUNS_MAX: usize = 64;
+/// Runs of faulty entries that one table may have at most, and one of any size at least, and still be told of
+/// entry by entry.
+const TABLE_RUNS_MAX: u64 = 64;
+const TABLE_RUNS_MIN: u64 = 8;
 /// Garbage tables that are remembered, so that a second look does not tell of them again.
 const GARBAGE_MAX: usize = 4096;
 /// Snapshots and bitmaps that are told by name; the ones after them have their index only.
@@ -58,7 +60,9 @@ impl Fold {
         if open.is_some_and(|(_, run)| join(run, &finding, problem)) {
             return;
         }
-        if self.runs.len() < TABLE_RUNS_MAX {
+        // A small table is garbage where a quarter of it is.
+        let most = (self.whole.expected / 4).clamp(TABLE_RUNS_MIN, TABLE_RUNS_MAX);
+        if (self.runs.len() as u64) < most {
             self.runs.push((problem, finding));
         } else {
             self.is_garbage = true;

@@ -37,7 +37,8 @@ impl FixCopied {
     /// The cure, `None` where there is nothing for it to do.
     #[must_use]
     pub fn wanted(checked: &Checked, doubt: &Doubt) -> Option<Self> {
-        let may = |problem| checked.problems.has(problem) && doubt.may_set(problem);
+        let may =
+            |problem| checked.problems.has(problem) && doubt.may_set(problem) && doubt.may_write_tables();
         let cure = Self {
             may_set_l1: may(P::L1CopiedMissing),
             may_clear_l1: may(P::L1CopiedWrong),

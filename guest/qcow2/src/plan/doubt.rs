@@ -86,6 +86,10 @@ const BESIDE_USERS: &[Problem] = &[
     P::SnapshotDiskSize,
 ];
 
+/// Findings that say that what is taken for a table may be something else, guest data for one.
+const TABLES_IN_DOUBT: &[(Problem, Option<Decision>)] =
+    &[(P::TableGarbage, None), (P::L1EntryOverlap, None), (P::OrphanTable, Some(Decision::FreeOrphanTables))];
+
 /// Findings about entries that lead to nothing in the file.
 const LOST_POINTERS: &[Problem] = &[
     P::L1EntryUnaligned,
@@ -190,6 +194,15 @@ impl Doubt {
         !self.has_evidence() && (self.is_decided(decision) || !may_be_there)
     }
 
+    /// Whether entries of L1 and L2 tables may be rewritten: nothing says that the real table is another one, and
+    /// that what stands here is the guest's.
+    #[must_use]
+    pub fn may_write_tables(&self) -> bool {
+        TABLES_IN_DOUBT.iter().all(|(problem, decision)| {
+            !self.found.has(*problem) || decision.is_some_and(|decision| self.is_decided(decision))
+        })
+    }
+
     /// Whether stored counts are not known everywhere.
     #[must_use]
     pub fn are_counts_lost(&self) -> bool {
@@ -284,6 +297,15 @@ mod tests {
             let kept = doubt(&found, &[Decision::UnmapLostTables, Decision::AttachOrphanTables]);
             assert_eq!(kept.may_mend(P::L1EntryUnaligned), !is_orphan, "the leaks are not given up");
         }
+    }
+
+    #[test]
+    fn tables_are_not_written_while_they_may_be_something_else() {
+        assert!(doubt(&[P::L2EntryReserved, P::OrphanData], &[]).may_write_tables());
+        for other in [P::TableGarbage, P::L1EntryOverlap, P::OrphanTable] {
+            assert!(!doubt(&[other, P::L2EntryReserved], &[]).may_write_tables(), "{other:?}");
+        }
+        assert!(doubt(&[P::OrphanTable], &[Decision::FreeOrphanTables]).may_write_tables());
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::ondisk::l2::{L2Entry, Mapping};
 
 /// Proposes the steps: one of each cure for every batch of entries.
 pub fn propose<H: Host>(round: &mut Round<'_, H>, checked: &Checked, doubt: &Doubt) {
-    let Some(image) = &checked.image else { return };
+    let Some(image) = checked.image.as_ref().filter(|_| doubt.may_write_tables()) else { return };
     let reader = Reader::new(image.bounds.len);
     let mut work = Work { image, doubt, reader, payloads: Payloads::new(image) };
     let problems = [reserved::PROBLEMS, unmap::PROBLEMS].concat();
