@@ -64,7 +64,11 @@ fn features() -> impl Strategy<Value = Features> {
 
 /// A shape of an image of at most a few megabytes.
 pub fn shape() -> impl Strategy<Value = Shape> {
-    let cluster_bits = prop_oneof![40 => Just(9_u32), 10 => 10_u32..13, 4 => Just(14_u32), 1 => Just(16_u32)];
+    shape_of(prop_oneof![40 => Just(9_u32), 10 => 10_u32..13, 4 => Just(14_u32), 1 => Just(16_u32)])
+}
+
+/// A shape with clusters of one of these sizes.
+pub fn shape_of(cluster_bits: impl Strategy<Value = u32>) -> impl Strategy<Value = Shape> {
     (
         (prop_oneof![1 => Just(2_u32), 4 => Just(3_u32)], cluster_bits, 0_u32..7),
         features(),

@@ -13,5 +13,7 @@ pub mod mount;
 pub mod pattern;
 pub mod program;
 pub mod raw;
+pub mod reading;
 pub mod reference;
+pub mod soak;
 pub mod tools;

@@ -202,6 +202,14 @@ impl Head {
         self.table_entries() << self.cluster_bits
     }
 
+    /// First byte and end of a packed cluster's sectors; `None` for any other entry.
+    pub fn packed(&self, entry: u64) -> Option<(u64, u64)> {
+        let offset_bits = 70 - self.cluster_bits;
+        let start = entry & ((1 << offset_bits) - 1);
+        let sectors = entry << 2 >> 2 >> offset_bits;
+        (entry >> 62 & 1 == 1).then(|| (start, (start & !511) + (sectors + 1) * 512))
+    }
+
     /// Bits of a reference count.
     pub fn count_bits(&self) -> u64 {
         1 << self.refcount_order
@@ -232,7 +240,7 @@ pub struct Snapshot {
 
 /// Reads the snapshot table of a file with this header.
 pub fn snapshots(file: &impl Bytes, head: &Head) -> Vec<Snapshot> {
-    let mut at = head.snapshots_offset;
+    let mut at = head.snapshots_offset.min(file.length());
     (0..head.snapshots.min(100))
         .map(|_| {
             let extra = file.number(at + 36, 4);
@@ -267,7 +275,7 @@ pub fn bitmaps(file: &impl Bytes, head: &Head) -> Vec<(u64, u64, u64, u64)> {
     let Some((_, data, _)) = extensions(file, head).into_iter().find(|found| found.0 == 0x2385_2875) else {
         return Vec::new();
     };
-    let mut at = file.number(data + 16, 8);
+    let mut at = file.number(data + 16, 8).min(file.length());
     (0..file.number(data, 4).min(100))
         .map(|_| {
             let len = (24 + file.number(at + 18, 2) + file.number(at + 20, 4)).next_multiple_of(8);
@@ -410,7 +418,7 @@ impl<F: Bytes> Examiner<'_, F> {
         let head = self.head;
         for slot in 0..head.table_entries() {
             let entry = self.entry(table, slot);
-            if let Some((start, end)) = self.packed(entry.0) {
+            if let Some((start, end)) = self.head.packed(entry.0) {
                 want(entry.0 >> 63 == 0 && entry.1 == 0, || format!("packed entry {:#x}", entry.0))?;
                 // The last sector may be cut off by the end of the file.
                 let end_max = self.file.length().next_multiple_of(512);
@@ -445,14 +453,6 @@ impl<F: Bytes> Examiner<'_, F> {
         (self.file.number(at, 8), bitmap)
     }
 
-    /// First byte and end of a packed cluster's sectors.
-    fn packed(&self, entry: u64) -> Option<(u64, u64)> {
-        let offset_bits = 70 - self.head.cluster_bits;
-        let start = entry & ((1 << offset_bits) - 1);
-        let sectors = entry << 2 >> 2 >> offset_bits;
-        (entry >> 62 & 1 == 1).then(|| (start, (start & !511) + (sectors + 1) * 512))
-    }
-
     fn refcounts(&self) -> Verdict<()> {
         let head = self.head;
         let mut users = self.users.clone();
@@ -483,7 +483,7 @@ impl<F: Bytes> Examiner<'_, F> {
             for slot in 0..head.table_entries() {
                 let entry = self.entry(table, slot).0;
                 let host = host_of(entry);
-                if self.packed(entry).is_none() && host != 0 && !head.has_data_file() {
+                if self.head.packed(entry).is_none() && host != 0 && !head.has_data_file() {
                     want((entry >> 63 == 1) == is_alone(host), || format!("COPIED of L2 entry {entry:#x}"))?;
                 }
             }
@@ -506,7 +506,7 @@ impl<F: Bytes> Examiner<'_, F> {
 
     fn read_entry(&self, guest: u64, entry: (u64, u64), content: &mut BTreeMap<u64, Content>) {
         let head = self.head;
-        if let Some((start, end)) = self.packed(entry.0) {
+        if let Some((start, end)) = self.head.packed(entry.0) {
             content.insert(guest, Content::Packed(self.hash(start, end.min(self.file.length()) - start)));
             return;
         }
@@ -540,7 +540,8 @@ impl<F: Bytes> Examiner<'_, F> {
     }
 }
 
-fn host_of(entry: u64) -> u64 {
+/// The place that an entry names.
+pub fn host_of(entry: u64) -> u64 {
     entry & 0x00ff_ffff_ffff_fe00
 }
 

@@ -1,0 +1,124 @@
+//! A damaged image, and what must hold of its repair.
+
+use std::collections::BTreeMap;
+
+use instar_abi::finding::Finding;
+use instar_abi::problem::{Problem, Tier};
+use instar_mount::heal::{
+    Ending, HealError, Inspector as _, RepairOptions, RepairReport, Site, repair_at, undo_at,
+};
+use instar_mount::sandbox::observer::{Ignore, Observer};
+
+use crate::native::NativeInspector;
+use crate::simdisk::{Machine, Trouble};
+use crate::support::reading;
+use crate::support::tools;
+
+/// A healthy image and what became of it.
+#[derive(Debug)]
+pub struct Subject {
+    /// Before the damage.
+    pub healthy: Vec<u8>,
+    /// After it.
+    pub damaged: Vec<u8>,
+    /// The external data file.
+    pub data_file: Option<Vec<u8>>,
+}
+
+/// A repair.
+#[derive(Debug)]
+pub struct Mended {
+    /// How it ended.
+    pub ending: Ending,
+    /// The image after it.
+    pub bytes: Vec<u8>,
+}
+
+/// Ids of findings, and how many items they are about.
+#[derive(Debug, Default)]
+struct Found(BTreeMap<&'static str, u64>);
+
+impl Observer for Found {
+    fn finding(&mut self, problem: Problem, finding: &Finding) {
+        *self.0.entry(problem.row().id).or_default() += finding.count;
+    }
+}
+
+impl Subject {
+    fn inspector(&self) -> NativeInspector {
+        let data_file = self.data_file.clone();
+        NativeInspector { data_file: data_file.map(|bytes| Site::image(&Machine::new(bytes))) }
+    }
+
+    fn repair(&self, machine: &Machine) -> Result<RepairReport, HealError> {
+        let options = RepairOptions::default();
+        repair_at(machine, Tier::All, &options, &mut self.inspector(), &mut Ignore)
+    }
+
+    /// What is wrong with the damaged image, and how often.
+    fn found(&self) -> Found {
+        let mut found = Found::default();
+        let image = Site::image(&Machine::new(self.damaged.clone()));
+        if let Err(error) = self.inspector().check(image, &mut found) {
+            eprintln!("the check of the damaged image: {error}");
+        }
+        found
+    }
+
+    /// Repairs, repairs again, goes back. Says what is wrong with that.
+    pub fn mend(&self) -> Result<Mended, String> {
+        let machine = Machine::new(self.damaged.clone());
+        let report = self.repair(&machine).map_err(|error| format!("{error:?} of {:?}", self.found()))?;
+        let what =
+            format!("{:?}, {:?} became {:?}", report.ending, report.before.counts, report.last().counts);
+        let mended = Mended { ending: report.ending, bytes: machine.image() };
+        self.compare(&mended.bytes).map_err(|error| format!("{what}: {error}"))?;
+        if report.undo_file.is_none() {
+            let is_same = machine.operations() == 0 && mended.bytes == self.damaged;
+            return if is_same { Ok(mended) } else { Err(format!("{what}: written without a way back")) };
+        }
+        machine.set_trouble(Trouble::None);
+        let again = self.repair(&machine).map_err(|error| format!("{what}; second run: {error:?}"))?;
+        if machine.operations() > 0 || machine.image() != mended.bytes {
+            let (old, new) = (&again.before.counts, &again.last().counts);
+            return Err(format!("{what}; the second run makes {new:?} of {old:?}"));
+        }
+        if report.ending == Ending::Repaired && again.ending != Ending::Clean {
+            return Err(format!("{what}; the second run finds {:?}", again.before.counts));
+        }
+        match undo_at(&machine) {
+            Ok(Ending::Undone) if machine.image() == self.damaged => Ok(mended),
+            other => Err(format!("{what}; undo: {other:?}, the same: {}", machine.image() == self.damaged)),
+        }
+    }
+
+    /// Nothing that could be read is read otherwise.
+    fn compare(&self, mended: &Vec<u8>) -> Result<(), String> {
+        let [healthy, damaged, mended] = [&self.healthy, &self.damaged, mended].map(reading::disks);
+        if mended.len() != damaged.len() {
+            return Err(format!("{} disks became {}", damaged.len(), mended.len()));
+        }
+        for (index, (before, after)) in damaged.iter().zip(&mended).enumerate() {
+            if let Some(lost) = before.lost(after) {
+                return Err(format!("disk {index}: {lost}"));
+            }
+        }
+        // Also where somebody else has taken the same cluster for metadata.
+        for (index, ((first, before), after)) in healthy.iter().zip(&damaged).zip(&mended).enumerate() {
+            let is_right = first.same(after);
+            if let Some(place) = first.same(before).difference(&is_right).next() {
+                return Err(format!("disk {index}: guest {place:#x} was right"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Exit code and words of `qemu-img check` on these bytes; a code other than 0, 2 and 3 is no verdict.
+pub fn qemu_check(bytes: &[u8]) -> (i32, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mended.qcow2");
+    std::fs::write(&path, bytes).unwrap();
+    let output = tools::run(tools::qemu_img(["check", "-f", "qcow2"]).arg(&path));
+    (tools::code(&output), format!("{}{}", tools::stdout(&output), tools::stderr(&output)))
+}
