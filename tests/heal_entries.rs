@@ -166,6 +166,14 @@ const CASES: &[Case] = &[
         share(image, raw, first, first + 1);
     }),
     case("snapshot-extra", Flavour::Snapshots, |_, raw| strip_extra(raw)),
+    case("snapshot-count", Flavour::Snapshots, |_, raw| raw.set(field::SNAPSHOTS, 3)),
+    case("snapshot-count-by-many", Flavour::Snapshots, |_, raw| raw.set(field::SNAPSHOTS, 8)),
+    // The shortened entry leaves bytes behind it, which would make a third one.
+    case("snapshot-count-and-extra", Flavour::Snapshots, |_, raw| {
+        strip_extra(raw);
+        raw.write(raw.snapshot_entry(2), &[0; 32]);
+        raw.set(field::SNAPSHOTS, 3);
+    }),
     case("bitmap-in-use", Flavour::Bitmaps, |_, raw| raw.set_number(raw.bitmap_entry(0) + 12, 4, 3)),
     case("bitmaps-not-trusted", Flavour::Bitmaps, |_, raw| raw.set(field::AUTOCLEAR, 0)),
     Case {
@@ -276,6 +284,26 @@ fn entry_that_leads_nowhere_is_emptied_where_the_user_says_so() {
     assert_eq!(raw.number(raw.l2_entry(0), 8), 1, "a zero cluster");
     image.model.insert(0, Content::Zero);
     image.assert_guest_intact();
+}
+
+#[test]
+fn wiped_snapshot_entry_is_kept_while_its_clusters_may_be_wanted() {
+    need!(tools::qemu());
+    for (name, wipe) in [("the last", 1), ("every", 0)] {
+        let folder = tempfile::tempdir().unwrap();
+        let image = image::make(folder.path(), "image", Flavour::Snapshots, 65_536);
+        let raw = Raw::open(&image.path);
+        let at = raw.snapshot_entry(wipe);
+        raw.write(at, &vec![0; usize::try_from(raw.snapshot_entry(2) - at).unwrap()]);
+        let report = repair(&image, &[]);
+        assert_eq!(raw.get(field::SNAPSHOTS), 2, "{name}: {:?}", report.ending);
+        assert_eq!(report.last().items(Problem::SnapshotEntryEmpty), 2 - wipe, "{name}");
+        let gives_up = [Decision::FreeOrphanData, Decision::FreeOrphanTables];
+        let report = repair(&image, &gives_up);
+        assert_eq!(report.ending, Ending::Repaired, "{name}: {:?}", report.last().counts);
+        assert_eq!((raw.get(field::SNAPSHOTS), image.qemu_check()), (wipe, 0), "{name}");
+        image.assert_guest_intact();
+    }
 }
 
 #[test]

@@ -78,6 +78,12 @@ impl Inspection {
         self.sum(|problem| problem.row().severity == severity)
     }
 
+    /// Items found of one problem.
+    #[must_use]
+    pub fn items(&self, problem: Problem) -> u64 {
+        self.counts.get(&problem).copied().unwrap_or(0)
+    }
+
     /// Items found that `tier` promises to cure.
     #[must_use]
     pub fn curable(&self, tier: Tier) -> u64 {

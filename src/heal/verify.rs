@@ -11,7 +11,7 @@ use std::fmt;
 use instar_abi::choice::{Decision, Decisions};
 use instar_abi::finding::NONE;
 use instar_abi::problem::{Problem, Tier};
-use instar_abi::summary::{Outcome, Summary};
+use instar_abi::summary::Outcome;
 
 use super::inspector::Inspection;
 
@@ -157,7 +157,7 @@ fn compare(before: &Inspection, after: &Inspection, asked: Asked) -> Result<u64,
         Tier::All => judge_all(before, after, asked.decisions)?,
     };
     for (name, fact) in facts(asked) {
-        let (before, after) = (fact(&before.summary), fact(&after.summary));
+        let (before, after) = (fact(before), fact(after));
         if before != after {
             return Err(Doubt::Fact { name, before, after });
         }
@@ -200,7 +200,7 @@ fn judge_all(before: &Inspection, after: &Inspection, decisions: Decisions) -> R
             return Err(Doubt::Gone { problem, host_offset });
         }
     }
-    let gone = |problem, count: u64| count.saturating_sub(after.counts.get(&problem).copied().unwrap_or(0));
+    let gone = |problem, count: u64| count.saturating_sub(after.items(problem));
     let allowed = before.dropping().fold(0_u64, |sum, (p, n)| sum.saturating_add(gone(p, n)));
     let allocated = |of: &Inspection| of.summary.allocated_clusters;
     if allocated(before).saturating_sub(allocated(after)) > allowed {
@@ -219,24 +219,27 @@ fn undecided_orphans(decisions: Decisions) -> impl Iterator<Item = Problem> {
     kinds.into_iter().filter(|(_, is_decided)| !is_decided).map(|(problem, _)| problem)
 }
 
-type Fact = (&'static str, fn(&Summary) -> u64);
+type Fact = (&'static str, fn(&Inspection) -> u64);
 
 /// What a cure of this tier never changes, unless the user has decided that it may.
 fn facts(asked: Asked) -> impl Iterator<Item = Fact> {
     const ALWAYS: &[Fact] = &[
-        ("version", |s| u64::from(s.version)),
-        ("cluster bits", |s| u64::from(s.cluster_bits)),
-        ("virtual size", |s| s.virtual_size),
+        ("version", |i| u64::from(i.summary.version)),
+        ("cluster bits", |i| u64::from(i.summary.cluster_bits)),
+        ("virtual size", |i| i.summary.virtual_size),
     ];
-    const SNAPSHOTS: Fact = ("snapshots", |s| u64::from(s.snapshots));
-    const BITMAPS: Fact = ("bitmaps", |s| u64::from(s.bitmaps));
+    // Entries of the table that are none may be counted no longer, but exactly those.
+    const SNAPSHOTS: Fact = ("snapshots", |i| {
+        u64::from(i.summary.snapshots).saturating_sub(i.items(Problem::SnapshotEntryEmpty))
+    });
+    const BITMAPS: Fact = ("bitmaps", |i| u64::from(i.summary.bitmaps));
     const LEAKS: &[Fact] = &[
-        ("refcount width", |s| u64::from(s.refcount_bits)),
-        ("feature bits", |s| s.features),
-        ("total clusters", |s| s.total_clusters),
-        ("allocated clusters", |s| s.allocated_clusters),
-        ("fragmented clusters", |s| s.fragmented_clusters),
-        ("compressed clusters", |s| s.compressed_clusters),
+        ("refcount width", |i| u64::from(i.summary.refcount_bits)),
+        ("feature bits", |i| i.summary.features),
+        ("total clusters", |i| i.summary.total_clusters),
+        ("allocated clusters", |i| i.summary.allocated_clusters),
+        ("fragmented clusters", |i| i.summary.fragmented_clusters),
+        ("compressed clusters", |i| i.summary.compressed_clusters),
     ];
     let unless = |decision, fact| (!asked.decisions.has(decision)).then_some(fact);
     let kept = [unless(Decision::DropSnapshots, SNAPSHOTS), unless(Decision::DropBitmaps, BITMAPS)];

@@ -412,6 +412,17 @@ pub const RECIPES: &[Recipe] = &[
     with(Flavour::Snapshots, "snapshot-l1-shared", &["snapshot-l1-shared"], |_, raw| {
         raw.set_number(raw.snapshot_entry(0), 8, raw.number(raw.snapshot_entry(1), 8));
     }),
+    with(Flavour::Snapshots, "snapshot-entry-empty", &["snapshot-entry-empty"], |_, raw| {
+        raw.set(field::SNAPSHOTS, 3);
+    }),
+    with(
+        Flavour::Snapshots,
+        "snapshot-entry-empty-lost",
+        &["snapshot-entry-empty", "orphan-data"],
+        |_, raw| {
+            raw.write(raw.snapshot_entry(1), &[0; 80]);
+        },
+    ),
     with(Flavour::Snapshots, "snapshot-table-overlap", &["snapshot-table-overlap"], |_, raw| {
         raw.set_number(raw.l2_entry(0), 8, raw.get(field::SNAPSHOTS_OFFSET) | COPIED);
     }),

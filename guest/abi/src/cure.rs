@@ -87,6 +87,8 @@ cures! {
         "Write the header's incompatible features as they are to stay, after the fresh check."
     13 AttachTables "attach-tables" []
         "Attach a table that nothing refers to where exactly one slot fits, as the user has decided."
+    14 CountSnapshots "count-snapshots" [SnapshotEntryEmpty]
+        "Lower the header's number of snapshots to that of the snapshots in the table."
 }
 
 #[cfg(test)]

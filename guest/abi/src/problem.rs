@@ -395,6 +395,9 @@ problems! {
     137 SnapshotL1Shared "snapshot-l1-shared" Corruption [Choice] Lossless
         "snapshot table entry {index}: its L1 table at {stored} is used by something else too";
         "The snapshot shows another state of the disk than it was taken of."
+    138 SnapshotEntryEmpty "snapshot-entry-empty" Corruption [Curable(Tier::All)] Lossless
+        "snapshot table entry {index}: all zeros; the header counts {stored:d} snapshots, the table has {expected:d}";
+        "The header counts a snapshot that is none; other programs refuse the image, or trip over it."
     // Bitmaps.
     150 BitmapDirectory "bitmap-directory" Corruption [Choice] DropsData
         "bitmap directory at {host}: entry {index} field stored {stored}, expected {expected}";

@@ -1,4 +1,7 @@
 //! The snapshot table and where it says that the snapshots' L1 tables are.
+//!
+//! Entries of zeros up to the last one are no snapshots: the header counts more than the table has. They take no
+//! part of the file.
 
 use alloc::collections::BTreeMap;
 
@@ -14,7 +17,7 @@ use crate::ondisk::Fault;
 use crate::ondisk::header::{SNAPSHOTS_MAX, TableRange};
 use crate::ondisk::l1::L1_TABLE_BYTES_MAX;
 use crate::ondisk::snapshots::{
-    ENTRY_BYTES_MAX, EXTRA_BYTES_MAX, EXTRA_BYTES_V3, SnapshotEntry, TABLE_BYTES_MAX,
+    ENTRY_BYTES_MAX, EXTRA_BYTES_MAX, EXTRA_BYTES_V3, FIXED_BYTES, SnapshotEntry, TABLE_BYTES_MAX,
 };
 use crate::ondisk::units::Position;
 
@@ -57,22 +60,29 @@ pub fn find<H: Host>(
         Ok(None) => return,
         Ok(Some(start)) => start,
     };
-    let mut walk = Walk { start, at: start, next: 0, ids: BTreeMap::new() };
     let count = header.snapshots.min(SNAPSHOTS_MAX);
-    while walk.next < count {
+    // The last entry is not known where there are too many.
+    let seen_to = if count == header.snapshots { 0 } else { count };
+    let mut walk = Walk { start, at: start, next: 0, seen_to, ids: BTreeMap::new() };
+    let mut has_empty_end = false;
+    while walk.next < count && !has_empty_end {
         let before = walk.next;
-        let is_readable = match reader.one(host, walk.at, PIECE_BYTES) {
+        let end = match reader.one(host, walk.at, PIECE_BYTES) {
             Bytes::Failed(error) => {
                 report.fault(&read_error(Table::SnapshotTable, walk.at, PIECE_BYTES as u64, error));
-                false
+                End::Lost
             }
             Bytes::Read(bytes) => walk.piece(host, bytes, count, report, image, roots),
         };
-        if !is_readable || walk.next == before {
-            break;
+        match end {
+            End::Empty => has_empty_end = walk.has_empty_end(host, reader, count),
+            End::Piece if walk.next > before => {}
+            End::Piece | End::Lost => break,
         }
     }
-    if walk.next < count {
+    if has_empty_end {
+        walk.tell_empty(count, report);
+    } else if walk.next < count {
         let at = walk.at;
         report.fault(&fault(Problem::SnapshotTableTruncated, walk.next, at, 1, NONE, NONE));
     }
@@ -85,13 +95,24 @@ struct Walk {
     at: u64,
     /// Index of the next entry.
     next: u32,
+    /// Entries before this one are not followed by empty ones alone.
+    seen_to: u32,
     /// Hashes of the ids seen.
     ids: BTreeMap<(u64, u64), u32>,
 }
 
+/// Why a piece of the table is done with.
+enum End {
+    /// Nothing more of it is whole.
+    Piece,
+    /// The next entry is empty, and it is not known what follows.
+    Empty,
+    /// The table cannot be followed further.
+    Lost,
+}
+
 impl Walk {
-    /// Takes the entries that are whole in `bytes`, which begin at `self.at`. False where the table cannot be
-    /// followed further.
+    /// Takes the entries that are whole in `bytes`, which begin at `self.at`.
     fn piece<H: Host>(
         &mut self,
         host: &mut H,
@@ -100,14 +121,18 @@ impl Walk {
         report: &mut Report,
         image: &Image,
         roots: &mut Roots,
-    ) -> bool {
+    ) -> End {
         let mut used = 0;
         while self.next < count {
             let rest = bytes.get(used..).unwrap_or(&[]);
+            if self.next >= self.seen_to && SnapshotEntry::is_empty(rest) {
+                return End::Empty;
+            }
             let Some(entry) = SnapshotEntry::decode(rest) else {
                 // Not whole in this piece: perhaps in the next one, which begins here.
-                return SnapshotEntry::measure(rest).is_none_or(|len| len <= ENTRY_BYTES_MAX as u64)
-                    || self.too_long(rest, report);
+                let may_be_whole =
+                    SnapshotEntry::measure(rest).is_none_or(|len| len <= ENTRY_BYTES_MAX as u64);
+                return if may_be_whole { End::Piece } else { self.too_long(rest, report) };
             };
             if entry.extra_bytes > EXTRA_BYTES_MAX
                 || self.at - self.start + entry.len as u64 > TABLE_BYTES_MAX
@@ -121,15 +146,48 @@ impl Walk {
             self.at += len as u64;
             self.next += 1;
         }
+        End::Piece
+    }
+
+    /// Whether nothing but zeros is where the entries from here to the last one would be. Each place is looked at once.
+    fn has_empty_end<H: Host>(&mut self, host: &mut H, reader: &mut Reader, count: u32) -> bool {
+        let len = u64::from(count - self.next) * FIXED_BYTES as u64;
+        let mut done = 0;
+        while done < len {
+            let wanted = PIECE_BYTES.min(instar_abi::to_usize(len - done));
+            let bytes = match reader.one(host, self.at + done, wanted) {
+                Bytes::Read(bytes) if !bytes.is_empty() => bytes,
+                _ => {
+                    self.seen_to = count;
+                    return false;
+                }
+            };
+            if let Some(other) = bytes.iter().position(|byte| *byte != 0) {
+                let empty = (done + other as u64) / FIXED_BYTES as u64;
+                self.seen_to = u32::try_from(empty.max(1)).map_or(count, |empty| self.next + empty);
+                return false;
+            }
+            done += bytes.len() as u64;
+        }
         true
     }
 
+    /// Tells of the entries from here to the last one, which are empty.
+    fn tell_empty(&self, count: u32, report: &mut Report) {
+        for index in self.next..count {
+            let at = self.at + u64::from(index - self.next) * FIXED_BYTES as u64;
+            let (stored, expected) = (u64::from(count), u64::from(self.next));
+            let len = FIXED_BYTES as u64;
+            report.fault(&fault(Problem::SnapshotEntryEmpty, index, at, len, stored, expected));
+        }
+    }
+
     /// An entry whose lengths cannot be meant: what is behind it cannot be found.
-    fn too_long(&self, bytes: &[u8], report: &mut Report) -> bool {
+    fn too_long(&self, bytes: &[u8], report: &mut Report) -> End {
         let stored = crate::ondisk::bytes::be_u32(bytes, 36).map_or(NONE, u64::from);
         let most = u64::from(EXTRA_BYTES_MAX);
         report.fault(&fault(Problem::SnapshotExtraData, self.next, self.at + 36, 4, stored, most));
-        false
+        End::Lost
     }
 
     fn entry(

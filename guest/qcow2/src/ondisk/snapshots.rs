@@ -53,6 +53,12 @@ impl SnapshotEntry {
         Some(FIXED_BYTES as u64 + u64::from(be_u32(bytes, 36)?) + names)
     }
 
+    /// Whether the entry that begins `bytes` is none: no id, no name, no L1 table, nothing but zeros.
+    #[must_use]
+    pub fn is_empty(bytes: &[u8]) -> bool {
+        bytes.get(..FIXED_BYTES).is_some_and(|fixed| fixed.iter().all(|byte| *byte == 0))
+    }
+
     /// Decodes the entry at the start of `bytes`; `None` if it is not all there.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
@@ -104,6 +110,17 @@ mod tests {
         assert_eq!((entry.vm_state_bytes, entry.disk_bytes), (9, Some(77)));
         assert_eq!((&bytes[entry.id.clone()], &bytes[entry.name.clone()]), (&b"1"[..], &b"name"[..]));
         assert_eq!(entry.len, bytes.len());
+    }
+
+    #[test]
+    fn entry_is_empty_where_all_of_its_fixed_part_is_zeros() {
+        let zeros = alloc::vec![0_u8; FIXED_BYTES];
+        assert!(SnapshotEntry::is_empty(&zeros) && !SnapshotEntry::is_empty(&zeros[1..]));
+        for at in 0..FIXED_BYTES {
+            let mut bytes = zeros.clone();
+            bytes[at] = 1;
+            assert!(!SnapshotEntry::is_empty(&bytes), "byte {at}");
+        }
     }
 
     #[test]

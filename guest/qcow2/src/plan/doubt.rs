@@ -189,8 +189,7 @@ impl Doubt {
             P::L1EntryUnaligned | P::L1EntryPastEof => Decision::UnmapLostTables,
             _ => Decision::UnmapLostData,
         };
-        let may_be_there =
-            self.found.has(P::RefcountTooHigh) || self.found.has_any(LOST_PARTS) || self.are_counts_lost();
+        let may_be_there = self.found.has(P::RefcountTooHigh) || !self.are_leaks_known();
         !self.has_evidence() && (self.is_decided(decision) || !may_be_there)
     }
 
@@ -207,6 +206,13 @@ impl Doubt {
     #[must_use]
     pub fn are_counts_lost(&self) -> bool {
         self.found.has_any(LOST_COUNTS)
+    }
+
+    /// Whether every cluster without a user has been seen to be one: counts are known, and nothing says that parts of
+    /// the file are gone.
+    #[must_use]
+    pub fn are_leaks_known(&self) -> bool {
+        !self.found.has_any(LOST_PARTS) && !self.are_counts_lost()
     }
 
     /// Whether nothing but these problems casts doubt: what their cure leaves behind can be told for what it is.

@@ -34,6 +34,7 @@ mod places;
 mod refcounts;
 mod reserved;
 mod round;
+mod snapshot_count;
 mod snapshots;
 mod unmap;
 
@@ -100,6 +101,7 @@ fn items<H: Host>(round: &mut Round<'_, H>, checked: &Checked, doubt: &Doubt) {
         return;
     }
     entries::propose(round, checked, doubt);
+    snapshot_count::propose(round, checked, doubt);
     snapshots::propose(round, checked, doubt);
     let trust = bitmaps::propose(round, checked, doubt);
     features::propose(round, checked, doubt, trust);

@@ -1,0 +1,47 @@
+//! `CountSnapshots`: the header's number of snapshots, where entries of zeros are counted at the table's end.
+//!
+//! The number is lowered to that of the entries before them. Where none is left, the header names no table any more,
+//! and the cluster that was taken for it is freed.
+//!
+//! Invariant: no entry that says anything is left out. An entry of zeros may be all that is left of a snapshot, but every
+//! snapshot has an L1 table of its own: the number is lowered only where all counts are known and no cluster is
+//! without a user, unless the user has given up those that are.
+
+use instar_abi::cure::Cure;
+use instar_abi::problem::Problem as P;
+
+use super::doubt::Doubt;
+use super::leaks;
+use super::round::Round;
+use crate::check::roots::Image;
+use crate::check::{Checked, ClusterRun};
+use crate::host::Host;
+
+/// Byte offset of the header's number of snapshots; behind it stands the table's offset.
+const COUNT: u64 = 60;
+/// Bytes of both.
+const FIELDS_BYTES: usize = 12;
+
+/// Proposes the step.
+pub fn propose<H: Host>(round: &mut Round<'_, H>, checked: &Checked, doubt: &Doubt) {
+    let (Some(image), [empty, ..]) = (&checked.image, checked.faults.of(P::SnapshotEntryEmpty)) else {
+        return;
+    };
+    if !doubt.may_mend(P::SnapshotEntryEmpty) || !doubt.are_leaks_known() {
+        return;
+    }
+    // The entries before the first empty one are whole.
+    let Ok(kept) = u32::try_from(empty.index) else { return };
+    if kept > 0 {
+        round.writes(Cure::CountSnapshots, &[(COUNT, kept.to_be_bytes().to_vec())]);
+    } else if let (true, Some(table)) = (doubt.are_alone(&[P::SnapshotEntryEmpty]), table(image)) {
+        round.writes(Cure::CountSnapshots, &[(COUNT, alloc::vec![0; FIELDS_BYTES])]);
+        leaks::propose_left(round, checked, Cure::CountSnapshots, &[table]);
+    }
+}
+
+/// The cluster that a table without a snapshot is said to take.
+fn table(image: &Image) -> Option<ClusterRun> {
+    let start = image.header.snapshot_table_offset(&image.bounds).ok()??;
+    Some(ClusterRun { first: image.header.cluster.index(start), count: 1 })
+}
