@@ -10,7 +10,6 @@ mod support;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use support::mount::Mount;
 use support::program::cages;
@@ -61,10 +60,7 @@ impl Folder {
 
 fn write(path: &Path, format: &str, writes: &[&str]) {
     if !writes.is_empty() {
-        let mut command = Command::new("qemu-io");
-        command.args(["-f", format]);
-        command.args(writes.iter().flat_map(|one| ["-c", one]));
-        must(command.arg(path));
+        must(tools::qemu_io(format, writes.iter().copied()).arg(path));
     }
 }
 
@@ -191,8 +187,7 @@ fn members_are_locked_as_long_as_the_mount_lives() {
     let top = folder.image("top.qcow2", "1M", Some(("middle", "qcow2")), &[]);
     let mount = folder.mount(&top, cages()[0]);
     for (name, format) in [("base", "raw"), ("middle", "qcow2"), ("top.qcow2", "qcow2")] {
-        let mut io = Command::new("qemu-io");
-        let output = tools::run(io.args(["-f", format, "-c", "write 0 512"]).arg(folder.at(name)));
+        let output = tools::run(tools::qemu_io(format, ["write 0 512"]).arg(folder.at(name)));
         assert_ne!(tools::code(&output), 0, "{name} can be written under the mount");
     }
     drop(mount);

@@ -13,6 +13,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use support::program::cages;
 use support::tools::{self, must};
 use tempfile::TempDir;
 
@@ -118,16 +119,6 @@ impl Random {
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0
-    }
-}
-
-fn cages() -> Vec<&'static str> {
-    match File::open("/dev/kvm") {
-        Ok(_) => vec!["kvm", "process"],
-        Err(error) => {
-            eprintln!("skipped: the KVM cage, /dev/kvm: {error}");
-            vec!["process"]
-        }
     }
 }
 

@@ -100,12 +100,7 @@ fn qemu_img(arguments: &[&str]) {
 }
 
 fn qemu_io(image: &Path, commands: &[&str]) {
-    let mut command = Command::new("qemu-io");
-    command.args(["-f", "qcow2"]);
-    for one in commands {
-        command.args(["-c", one]);
-    }
-    tools::must(command.arg(image));
+    tools::must(tools::qemu_io("qcow2", commands.iter().copied()).arg(image));
 }
 
 /// An image with data, zeros and holes in three L2 tables, and a last cluster that is not whole.

@@ -49,12 +49,7 @@ impl Scene {
     }
 
     fn write(&self, commands: &[&str]) {
-        let mut command = Command::new("qemu-io");
-        command.args(["-f", "qcow2"]);
-        commands.iter().for_each(|one| {
-            command.args(["-c", one]);
-        });
-        must(command.arg(&self.image));
+        must(tools::qemu_io("qcow2", commands.iter().copied()).arg(&self.image));
     }
 
     /// The first `len` bytes of a snapshot by qemu, which reads all of them in the size that the disk has now.

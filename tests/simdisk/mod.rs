@@ -5,6 +5,8 @@
 //! 512-byte sectors that were written; folder operations reach the disk in order, so any first part of them.
 #![allow(dead_code, reason = "each test program uses its own part of this")]
 
+pub mod formats;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};

@@ -7,13 +7,14 @@ use std::sync::Arc;
 
 use instar_abi::choice::Decisions;
 use instar_abi::cure::Cure;
-use instar_abi::finding::{ACTIVE, Finding, NONE, Table};
 use instar_abi::problem::{Problem, Tier};
 use instar_abi::summary::{Outcome, Summary};
 use instar_mount::heal::{Inspector, Ran};
 use instar_mount::image::Backend;
 use instar_mount::sandbox::error::SandboxError;
 use instar_mount::sandbox::observer::{Observer, RunStats};
+
+use crate::simdisk::formats::{bytes, finding};
 
 /// What the plan does besides its duty.
 #[allow(dead_code, reason = "each test program uses its own part of this")]
@@ -52,30 +53,6 @@ impl Toy {
     fn ran(&self) -> Ran {
         let summary = Summary { outcome: self.outcome as u32, version: 3, ..Summary::default() };
         Ran { summary, stats: RunStats::default() }
-    }
-}
-
-fn bytes(image: &Arc<dyn Backend>) -> Result<Vec<u8>, SandboxError> {
-    let mut bytes = vec![0; usize::try_from(image.len()).unwrap()];
-    let action = || "read the image".to_owned();
-    image.read_at(&mut bytes, 0).map_err(|source| SandboxError::Host { action: action(), source })?;
-    Ok(bytes)
-}
-
-fn finding(problem: Problem, at: usize) -> Finding {
-    Finding {
-        problem: problem as u32,
-        table: Table::File as u32,
-        snapshot: ACTIVE,
-        reserved: 0,
-        host_offset: at as u64,
-        host_len: 1,
-        index: at as u64,
-        count: 1,
-        guest_offset: NONE,
-        guest_len: 0,
-        stored: 1,
-        expected: 0,
     }
 }
 

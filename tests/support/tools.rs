@@ -101,6 +101,13 @@ pub fn qemu_img<I: IntoIterator<Item = S>, S: AsRef<std::ffi::OsStr>>(arguments:
     command
 }
 
+/// `qemu-io` with these commands; for a caller to say of which image and in which format.
+pub fn qemu_io<'a>(format: &str, commands: impl IntoIterator<Item = &'a str>) -> Command {
+    let mut command = Command::new("qemu-io");
+    command.args(["-f", format]).args(commands.into_iter().flat_map(|one| ["-c", one]));
+    command
+}
+
 /// Length and hash of a file's bytes, and when they were written last.
 #[derive(Debug, PartialEq, Eq)]
 struct Fingerprint {
