@@ -9,7 +9,7 @@ use instar_abi::problem::{Problem, Severity, Tier};
 
 use super::describe::{ImageReport, feature_names};
 use super::escape::escape_path;
-use super::json::{cage_name, severity_name, tier_name};
+use super::ids::{cage_name, severity_name, tier_name};
 use super::model::{CheckReport, KeptFinding, RepairFacts, SandboxFacts, Verdict, cluster_bytes};
 use super::names::Names;
 use super::prospect::Prospect;

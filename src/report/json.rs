@@ -10,12 +10,13 @@ use std::path::Path;
 use instar_abi::call::TextKind;
 use instar_abi::choice::Decision;
 use instar_abi::finding::{ACTIVE, NONE, Owner, Table};
-use instar_abi::problem::{Cost, Disposition, Row, Severity, Tier};
+use instar_abi::problem::Row;
 use instar_abi::summary::Summary;
 use serde::Serialize;
 
 use super::describe::{ImageReport, feature_names};
 use super::escape::escape_path;
+use super::ids::{cage_name, cost_name, disposition_name, severity_name, tier_name, verdict_name};
 use super::model::{CheckReport, KeptFinding, RepairFacts, SandboxFacts, Verdict, cluster_bytes};
 use super::names::Names;
 use super::sentence::{sentence, table_name};
@@ -23,7 +24,6 @@ use super::tally::TallyRow;
 use super::todo::TodoRow;
 use crate::heal::option_of;
 use crate::history::Recurring;
-use crate::sandbox::CageKind;
 
 /// What `instar check --output=json` prints, and `.instar/report.json` in a mount holds.
 #[derive(Debug, Serialize)]
@@ -543,63 +543,6 @@ const fn format_name(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::NotQcow2 => "unknown",
         _ => "qcow2",
-    }
-}
-
-/// A verdict's name in documents.
-#[must_use]
-pub const fn verdict_name(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Consistent => "consistent",
-        Verdict::Leaks => "leaks",
-        Verdict::Corruptions => "corruptions",
-        Verdict::Incomplete => "incomplete",
-        Verdict::Unsupported => "unsupported",
-        Verdict::NotQcow2 => "not-qcow2",
-    }
-}
-
-/// A severity's name in documents.
-pub(super) const fn severity_name(severity: Severity) -> &'static str {
-    match severity {
-        Severity::Leak => "leak",
-        Severity::Corruption => "corruption",
-        Severity::Fatal => "fatal",
-    }
-}
-
-/// A disposition's name in documents.
-pub(super) const fn disposition_name(disposition: Disposition) -> &'static str {
-    match disposition {
-        Disposition::Curable(Tier::Leaks) => "curable(leaks)",
-        Disposition::Curable(Tier::All) => "curable(all)",
-        Disposition::Choice => "choice",
-        Disposition::Refuse => "refuse",
-    }
-}
-
-/// A cost's name in documents.
-pub(super) const fn cost_name(cost: Cost) -> &'static str {
-    match cost {
-        Cost::Lossless => "lossless",
-        Cost::DropsData => "drops-data",
-        Cost::DestroysEvidence => "destroys-evidence",
-    }
-}
-
-/// A tier's name, on the command line as in documents.
-pub(super) const fn tier_name(tier: Tier) -> &'static str {
-    match tier {
-        Tier::Leaks => "leaks",
-        Tier::All => "all",
-    }
-}
-
-/// A cage's name in documents.
-pub(super) const fn cage_name(cage: CageKind) -> &'static str {
-    match cage {
-        CageKind::Kvm => "kvm",
-        CageKind::Process => "process",
     }
 }
 
