@@ -46,9 +46,7 @@ impl Scene {
     }
 
     fn write(&self, commands: &[&str]) {
-        let mut command = Command::new("qemu-io");
-        command.args(["-f", "qcow2"]).args(commands.iter().flat_map(|one| ["-c", one]));
-        must(command.arg(&self.image));
+        must(tools::qemu_io("qcow2", commands.iter().copied()).arg(&self.image));
     }
 
     /// The same with guest cluster 1 past the end of the file, and the payload of cluster 8 overwritten.
@@ -241,6 +239,7 @@ fn damage_is_an_error_or_zeros() {
     }
     drop(mount);
     let mount = Mount::new(&scene.image, ["--on-damage=zero"]);
+    assert!(mount.said.contains("lost read as zeros"), "{}", mount.said);
     let whole = fs::read(mount.raw()).unwrap();
     assert_eq!(whole.len(), 6 << 20);
     assert!(

@@ -80,9 +80,14 @@ impl Inspector {
     /// same to the same image.
     #[must_use]
     pub fn request(&self, what: &str) -> String {
-        let (version, sandbox) = (env!("CARGO_PKG_VERSION"), self.choice);
+        let version = env!("CARGO_PKG_VERSION");
+        let sandbox = match self.choice {
+            SandboxChoice::Auto => "auto",
+            SandboxChoice::Kvm => "kvm",
+            SandboxChoice::Process => "process",
+        };
         let deep = if self.deep { ", deep" } else { "" };
-        format!("instar {version}: {what}; cage {sandbox:?}, memory {} bytes{deep}", self.memory_bytes)
+        format!("instar {version}: {what}; cage {sandbox}, memory {} bytes{deep}", self.memory_bytes)
     }
 
     /// Which cage was asked for.

@@ -381,7 +381,7 @@ pub enum OutputFormat {
     /// For people.
     #[default]
     Human,
-    /// For programs: the keys of qemu's ImageCheck, and more.
+    /// For programs; a check keeps the keys of qemu's ImageCheck.
     Json,
 }
 

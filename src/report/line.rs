@@ -9,10 +9,12 @@ use super::escape::escape_path;
 use super::human::headline;
 use super::model::{CheckReport, Verdict};
 use super::units::counted;
+use crate::disk::OnDamage;
+use crate::heal::Ending;
 
-/// One line, without a line end.
+/// One line, without a line end; `policy` is what reads of lost ranges give.
 #[must_use]
-pub fn line(report: &CheckReport, served: &Path) -> String {
+pub fn line(report: &CheckReport, served: &Path, policy: OnDamage) -> String {
     let mut line = format!("{}: {}", escape_path(&report.image), headline(report));
     let (corruptions, leaks) = report.fixed();
     let mut add = |text: String| write!(line, ", {text}").unwrap_or_default();
@@ -23,7 +25,14 @@ pub fn line(report: &CheckReport, served: &Path) -> String {
         add(format!("{} repaired", counted(corruptions, "corruption", "corruptions")));
     }
     if matches!(report.verdict(), Verdict::Corruptions | Verdict::Incomplete) {
-        add("ranges that are lost read as I/O errors, other damaged ones may read wrong bytes".to_owned());
+        let lost = match policy {
+            OnDamage::Eio => "I/O errors",
+            OnDamage::Zero => "zeros",
+        };
+        add(format!("ranges that are lost read as {lost}, other damaged ones may read wrong bytes"));
+    }
+    if report.repair.as_ref().is_some_and(|repair| repair.ending == Ending::Previewed) {
+        add("shown as the repair would leave it, nothing was written".to_owned());
     }
     for recurring in &report.recurring {
         add(format!(

@@ -1,6 +1,6 @@
 //! What a repair could do about what was found, and at what price: read off the problem table.
 //!
-//! Not a promise: whether a cure is built and holds is for the healing engine to say.
+//! Not a promise: what is withheld for the sake of the rest, and whether a cure holds, is for the healing engine to say.
 
 use std::fmt;
 
@@ -62,7 +62,10 @@ impl fmt::Display for Prospect {
         if self.cured == 0 {
             f.write_str("has nothing to cure here")?;
         } else {
-            write!(f, "can cure {}", counted(self.cured, "item", "items"))?;
+            // What nobody has decided about may keep from mending the rest.
+            let most =
+                if self.tier == Tier::All && (self.choices > 0 || self.refused > 0) { "up to " } else { "" };
+            write!(f, "can cure {most}{}", counted(self.cured, "item", "items"))?;
             if self.freed_bytes > 0 {
                 write!(f, ", frees {}", bytes(self.freed_bytes))?;
             }

@@ -100,7 +100,8 @@ pub fn run(options: &MountOptions) -> Result<Exit, Error> {
     let mounted = Mounted::new(tree, &point, &file_name(image.path()).to_string_lossy())
         .map_err(MountError::Session)?;
     if !options.quiet {
-        say::to_person(&report::line(&examined.report, &served_path(&point, image.path())));
+        let served = served_path(&point, image.path());
+        say::to_person(&report::line(&examined.report, &served, options.on_damage.into()));
     }
     if options.background_server
         && let Err(error) = background::answer()
