@@ -11,14 +11,15 @@ use instar_abi::problem::Tier;
 use super::guard::Guard;
 use super::plan::{Plan, PlanError, SCOPES_MAX, STEPS_MAX, Step, WRITE_BYTES_MAX, WRITES_MAX};
 use crate::image::Write;
+use crate::sandbox::Scope;
 use crate::sandbox::observer::Observer;
 
 /// Records a plan as it is proposed. Progress goes on to another observer.
 pub(super) struct Recorder<'a> {
     progress: Option<&'a mut dyn Observer>,
     steps: Vec<Step>,
-    /// The last step's scope, sorted.
-    allowed: Vec<(u64, u64)>,
+    /// The last step's scope.
+    allowed: Scope,
     scopes: usize,
     writes: usize,
     bytes: u64,
@@ -27,7 +28,15 @@ pub(super) struct Recorder<'a> {
 
 impl<'a> Recorder<'a> {
     pub(super) fn new(progress: Option<&'a mut dyn Observer>) -> Self {
-        Self { progress, steps: Vec::new(), allowed: Vec::new(), scopes: 0, writes: 0, bytes: 0, error: None }
+        Self {
+            progress,
+            steps: Vec::new(),
+            allowed: Scope::default(),
+            scopes: 0,
+            writes: 0,
+            bytes: 0,
+            error: None,
+        }
     }
 
     /// The plan, if no rule was broken.
@@ -81,14 +90,12 @@ impl<'a> Recorder<'a> {
             self.steps.last().is_some_and(|step| step.cure == cure && step.groups.iter().all(Vec::is_empty));
         if !continues {
             self.steps.push(Step { cure, scope: Vec::new(), groups: vec![Vec::new()] });
-            self.allowed.clear();
         }
         limit("steps", self.steps.len(), STEPS_MAX)?;
         limit("scope ranges", self.scopes, SCOPES_MAX)?;
         if let Some(step) = self.steps.last_mut() {
             step.scope.extend_from_slice(ranges);
-            self.allowed.clone_from(&step.scope);
-            self.allowed.sort_unstable();
+            self.allowed = Scope::of(&step.scope);
         }
         Ok(())
     }
@@ -96,7 +103,7 @@ impl<'a> Recorder<'a> {
     fn take_write(&mut self, write: Write) -> Result<(), PlanError> {
         let (offset, len) = (write.offset, write.bytes.len() as u64);
         let Some(step) = self.steps.last_mut() else { return Err(PlanError::NoScope { offset, len }) };
-        if !is_within(&self.allowed, offset, len) {
+        if !self.allowed.holds(offset, len) {
             return Err(PlanError::OutOfScope { offset, len });
         }
         self.writes += 1;
@@ -120,13 +127,6 @@ impl<'a> Recorder<'a> {
 
 fn limit(what: &'static str, value: usize, limit: usize) -> Result<(), PlanError> {
     if value > limit { Err(PlanError::TooMuch { what, limit: limit as u64 }) } else { Ok(()) }
-}
-
-/// Whether one range of `sorted` holds all of `offset .. offset + len`.
-fn is_within(sorted: &[(u64, u64)], offset: u64, len: u64) -> bool {
-    let Some(end) = offset.checked_add(len) else { return false };
-    let at = sorted.partition_point(|&(start, _)| start <= offset);
-    sorted[..at].last().is_some_and(|&(start, scope)| end <= start.saturating_add(scope))
 }
 
 impl Observer for Recorder<'_> {

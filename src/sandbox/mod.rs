@@ -18,7 +18,9 @@ mod payload;
 mod process;
 mod resident;
 mod run;
+mod scope;
 
 pub use cage::CageKind;
 pub use resident::Resident;
 pub use run::{JobResult, SandboxChoice, run, run_elf};
+pub use scope::Scope;

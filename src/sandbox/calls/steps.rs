@@ -7,6 +7,7 @@ use vm_memory::VolatileSlice;
 use super::super::error::SandboxError;
 use super::super::limits::Limits;
 use super::super::observer::Observer;
+use super::super::scope::Scope;
 use super::{charge, violation};
 
 /// Most ranges in the scope of one step.
@@ -22,8 +23,8 @@ pub(super) struct Steps {
     cure: Option<Cure>,
     announced: bool,
     ranges: Vec<(u64, u64)>,
-    /// The same, sorted and without overlap, as (start, end).
-    merged: Vec<(u64, u64)>,
+    /// The same as what writes are held against.
+    allowed: Scope,
     bytes_staged: u64,
 }
 
@@ -57,24 +58,13 @@ impl Steps {
         };
         observer.scope(cure, &self.ranges);
         self.announced = true;
-        let mut sorted: Vec<_> = self.ranges.iter().map(|&(offset, len)| (offset, offset + len)).collect();
-        sorted.sort_unstable();
-        for (start, end) in sorted {
-            match self.merged.last_mut() {
-                Some(last) if start <= last.1 => last.1 = last.1.max(end),
-                _ => self.merged.push((start, end)),
-            }
-        }
+        self.allowed = Scope::of(&self.ranges);
     }
 
     /// Refuses a write outside of the open step's scope, and one too many.
     pub(super) fn charge(&mut self, write: &StageRange, limits: &Limits) -> Result<(), SandboxError> {
         let StageRange { offset, len, .. } = *write;
-        let after = self.merged.partition_point(|&(start, _)| start <= offset);
-        let within = after
-            .checked_sub(1)
-            .is_some_and(|at| offset.checked_add(len).is_some_and(|end| len > 0 && end <= self.merged[at].1));
-        if !within {
+        if len == 0 || !self.allowed.holds(offset, len) {
             return Err(violation(format!(
                 "stage: range {offset:#x} + {len:#x} is empty or not in the step's scope"
             )));
