@@ -307,6 +307,25 @@ fn wiped_snapshot_entry_is_kept_while_its_clusters_may_be_wanted() {
 }
 
 #[test]
+fn snapshots_whose_table_is_lost_are_dropped_only_with_all_that_they_led_to() {
+    need!(tools::qemu());
+    let folder = tempfile::tempdir().unwrap();
+    let image = recipe("header-snapshots-offset").make(folder.path());
+    let raw = Raw::open(&image.path);
+    let drop = Decision::DropSnapshots;
+    for decisions in [&[][..], &[drop]] {
+        let report = repair(&image, decisions);
+        assert_eq!(raw.get(field::SNAPSHOTS), 2, "{decisions:?}");
+        assert!(report.last().items(Problem::OrphanTable) > 0, "{decisions:?}");
+    }
+    let report = repair(&image, &[drop, Decision::FreeOrphanData, Decision::FreeOrphanTables]);
+    assert_eq!(report.ending, Ending::Repaired, "{:?}", report.last().counts);
+    assert_eq!((raw.get(field::SNAPSHOTS), raw.get(field::SNAPSHOTS_OFFSET)), (0, 0));
+    assert_eq!(image.qemu_check(), 0);
+    image.assert_guest_intact();
+}
+
+#[test]
 fn shared_cluster_of_an_encrypted_image_stays_where_it_is() {
     need!(tools::qemu());
     let folder = tempfile::tempdir().unwrap();

@@ -63,7 +63,7 @@ choices! {
     7 DropBitmaps [BitmapDirectory] "drop"
         "Drop all bitmaps: the next backup copies everything."
     8 DropSnapshots [HeaderSnapshotsOffset] "drop"
-        "Drop all snapshots, as their table cannot be read."
+        "Drop all snapshots, as their table cannot be found: what only they led to has to be given up too (orphan-data, orphan-table)."
 }
 
 /// Decisions made.

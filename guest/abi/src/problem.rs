@@ -179,7 +179,7 @@ problems! {
     14 HeaderRefcountTableSize "header-refcount-table-size" Corruption [Curable(Tier::All)] Lossless
         "header: refcount_table_clusters stored {stored:d}, allowed are 1 to {expected:d}";
         "Reference counts cannot be found. Guest data is not touched by this."
-    15 HeaderSnapshotsOffset "header-snapshots-offset" Corruption [Refuse] Lossless
+    15 HeaderSnapshotsOffset "header-snapshots-offset" Corruption [Choice] DropsData
         "header: snapshot table offset {stored} is not a usable cluster of the file";
         "The snapshots cannot be found; the active disk is not touched by this."
     16 HeaderSnapshotsCount "header-snapshots-count" Corruption [Refuse] Lossless

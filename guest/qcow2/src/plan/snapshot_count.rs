@@ -1,12 +1,14 @@
-//! `CountSnapshots`: the header's number of snapshots, where entries of zeros are counted at the table's end.
+//! `CountSnapshots`: the header's number of snapshots, where entries of zeros are counted at the table's end, or where
+//! the user has decided to drop the snapshots of a table that cannot be found.
 //!
 //! The number is lowered to that of the entries before them. Where none is left, the header names no table any more,
 //! and the cluster that was taken for it is freed.
 //!
 //! Invariant: no entry that says anything is left out. An entry of zeros may be all that is left of a snapshot, but every
 //! snapshot has an L1 table of its own: the number is lowered only where all counts are known and no cluster is
-//! without a user, unless the user has given up those that are.
+//! without a user, unless the user has given up those that are. The same goes for dropping all snapshots.
 
+use instar_abi::choice::Decision;
 use instar_abi::cure::Cure;
 use instar_abi::problem::Problem as P;
 
@@ -24,9 +26,11 @@ const FIELDS_BYTES: usize = 12;
 
 /// Proposes the step.
 pub fn propose<H: Host>(round: &mut Round<'_, H>, checked: &Checked, doubt: &Doubt) {
-    let (Some(image), [empty, ..]) = (&checked.image, checked.faults.of(P::SnapshotEntryEmpty)) else {
-        return;
-    };
+    let Some(image) = &checked.image else { return };
+    if checked.problems.has(P::HeaderSnapshotsOffset) {
+        return drop_lost(round, image, doubt);
+    }
+    let [empty, ..] = checked.faults.of(P::SnapshotEntryEmpty) else { return };
     if !doubt.may_mend(P::SnapshotEntryEmpty) || !doubt.are_leaks_known() {
         return;
     }
@@ -37,6 +41,18 @@ pub fn propose<H: Host>(round: &mut Round<'_, H>, checked: &Checked, doubt: &Dou
     } else if let (true, Some(table)) = (doubt.are_alone(&[P::SnapshotEntryEmpty]), table(image)) {
         round.writes(Cure::CountSnapshots, &[(COUNT, alloc::vec![0; FIELDS_BYTES])]);
         leaks::propose_left(round, checked, Cure::CountSnapshots, &[table]);
+    }
+}
+
+/// Takes number and offset back, as the user has decided. The table has no cluster that is known.
+fn drop_lost<H: Host>(round: &mut Round<'_, H>, image: &Image, doubt: &Doubt) {
+    // Where there are no snapshots, there is nothing that a leak could be left of.
+    let is_nothing_hidden = image.header.snapshots == 0 || doubt.are_leaks_known();
+    if doubt.is_decided(Decision::DropSnapshots)
+        && doubt.may_mend(P::HeaderSnapshotsOffset)
+        && is_nothing_hidden
+    {
+        round.writes(Cure::CountSnapshots, &[(COUNT, alloc::vec![0; FIELDS_BYTES])]);
     }
 }
 
