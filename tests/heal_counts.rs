@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use instar_abi::choice::Decisions;
 use instar_abi::cure::Cure;
-use instar_abi::problem::Tier;
+use instar_abi::problem::{Problem, Tier};
 use instar_mount::heal::{self, Ending, RepairObserver, RepairOptions, RepairReport};
 use instar_mount::image::{Backend, ImageFile, ImageHandle, Mode};
 use instar_mount::sandbox::observer::Observer;
@@ -284,4 +284,28 @@ fn counts_stay_where_setting_them_would_hide_what_was_lost() {
     raw.set_refcount(cluster_of(&raw, 12), 0);
     let cures = tools::ensure_untouched(&[&image.path], || round(&image, 256 << 20)).cures;
     assert!(cures.is_empty(), "{cures:?}");
+}
+
+/// Hundreds of wrong flags in one table are no reason to take it for something else.
+#[test]
+fn scattered_flags_of_a_large_table_are_set_right() {
+    need!(tools::qemu());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image.qcow2");
+    tools::must(
+        tools::qemu_img(["create", "-q", "-f", "qcow2", "-o", "cluster_size=4096"]).arg(&path).arg("2M"),
+    );
+    tools::must(std::process::Command::new("qemu-io").args(["-c", "write -q -P 7 0 2M"]).arg(&path));
+    let raw = Raw::open(&path);
+    for guest_cluster in (0..512).step_by(3) {
+        raw.change(raw.l2_entry(guest_cluster), |entry| entry & !COPIED);
+    }
+    let handle = ImageHandle::open(&path, Mode::Read).unwrap();
+    let mut inspector = NativeInspector::default();
+    let report =
+        heal::repair(&handle, Tier::All, &RepairOptions::default(), &mut inspector, &mut Rounds::default())
+            .unwrap();
+    assert_eq!(report.before.counts.keys().collect::<Vec<_>>(), [&Problem::L2CopiedMissing]);
+    assert_eq!(report.ending, Ending::Repaired);
+    tools::must(tools::qemu_img(["check", "-q"]).arg(&path));
 }

@@ -214,6 +214,12 @@ const fn is_about_counts(problem: Problem) -> bool {
     )
 }
 
+/// Whether a problem is a wrong flag of an L2 entry that leads to a cluster: however many there are, they do not
+/// speak against the table.
+const fn is_about_copied(problem: Problem) -> bool {
+    matches!(problem, Problem::L2CopiedMissing | Problem::L2CopiedWrong)
+}
+
 /// Whether a problem is that the storage does not give some metadata.
 const fn is_unreadable(problem: Problem) -> bool {
     matches!(problem, Problem::ReadError | Problem::L1TableUnreadable | Problem::L2TableUnreadable)
@@ -314,8 +320,8 @@ impl Report {
         self.has_corruption |= problem.row().severity > Severity::Leak;
         self.is_incomplete |= problem.row().severity == Severity::Fatal || is_unreadable(problem);
         match &mut self.fold {
-            Some(fold) => fold.put(problem, finding),
-            None => self.put_run(problem, finding),
+            Some(fold) if fold.is_garbage || !is_about_copied(problem) => fold.put(problem, finding),
+            _ => self.put_run(problem, finding),
         }
     }
 
