@@ -2,8 +2,9 @@
 //!
 //! Invariant: only counts of clusters of the file are written: of those in use the true count, and zero for
 //! proven leaks, which may share a byte with them. The count of an orphan stays as it is stored. What is left wrong:
-//! counts that do not fit the width, counts that must not be raised while there is evidence, and those of blocks
-//! that are something else too, which are never written in place.
+//! counts that do not fit the width, counts that must not be raised while there is evidence, those that would
+//! contradict a flag that is not to be set, and those of blocks that are something else too, which are never
+//! written in place.
 
 use core::ops::Range;
 
@@ -15,7 +16,7 @@ use super::doubt::Doubt;
 use super::leaks::first_run;
 use crate::check::Checked;
 use crate::check::compare::{Blocks, block_offset};
-use crate::check::counts::{CHUNK_CLUSTERS, Chunk};
+use crate::check::counts::{CHUNK_CLUSTERS, Chunk, Usage, flags};
 use crate::check::leaks::ClusterSet;
 use crate::check::reader::Reader;
 use crate::check::recount::Window;
@@ -36,6 +37,8 @@ pub struct FixCounts<'a> {
     overlaps: &'a ClusterSet,
     may_lower: bool,
     may_raise: bool,
+    /// The flag of an entry that leads to a cluster with one user may be set.
+    may_flag: bool,
 }
 
 impl<'a> FixCounts<'a> {
@@ -52,7 +55,9 @@ impl<'a> FixCounts<'a> {
     pub fn new(checked: &'a Checked, image: &'a Image, overlaps: &'a ClusterSet, doubt: &Doubt) -> Self {
         let is_wanted = Self::is_wanted(checked, doubt);
         let may_raise = is_wanted && doubt.may_set(P::RefcountTooLow);
-        Self { checked, image, overlaps, may_lower: is_wanted && doubt.may_lower(), may_raise }
+        let may_lower = is_wanted && doubt.may_lower();
+        let may_flag = doubt.may_set(P::L1CopiedMissing) && doubt.may_set(P::L2CopiedMissing);
+        Self { checked, image, overlaps, may_lower, may_raise, may_flag }
     }
 
     /// Proposes the counts of a window. Clusters in use whose stored count stays wrong go to `unsettled`.
@@ -106,12 +111,14 @@ impl<'a> FixCounts<'a> {
             if let Some(chunk @ (Chunk::Narrow(_) | Chunk::Wide(_))) = window.counts.chunk_of(at) {
                 for cluster in at..stop {
                     let slot = instar_abi::to_usize(cluster - base);
-                    let count = chunk.usage(instar_abi::to_usize(cluster % CHUNK_CLUSTERS)).count;
+                    let usage = chunk.usage(instar_abi::to_usize(cluster % CHUNK_CLUSTERS));
+                    let count = usage.count;
                     let stored = width.get(bytes, slot).unwrap_or(0);
                     if count == 0 || count == stored {
                         continue;
                     }
-                    let may_set = if stored > count { self.may_lower } else { self.may_raise };
+                    let may_set = self.may_make_single(usage)
+                        && if stored > count { self.may_lower } else { self.may_raise };
                     if !(is_own && may_set && width.set(bytes, slot, count)) {
                         unsettled.insert(cluster);
                     }
@@ -122,6 +129,12 @@ impl<'a> FixCounts<'a> {
         if self.may_lower {
             self.free(bytes, base, clusters);
         }
+    }
+
+    /// Whether the count of a cluster may say that it has one user. Where an entry does not, and may not be made to, a
+    /// count that says so contradicts it.
+    fn may_make_single(&self, usage: Usage) -> bool {
+        self.may_flag || usage.count != 1 || usage.flags & flags::ACTIVE_CLEAR == 0
     }
 
     /// Sets the counts of proven leaks to zero.

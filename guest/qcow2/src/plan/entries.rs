@@ -75,7 +75,10 @@ impl Work<'_> {
         {
             return Some((Cure::Unmap, after));
         }
-        let may_empty = unmap::may_empty_l2(self.image, &lost, self.doubt);
+        // What is else wrong with the entry goes with it.
+        let (_, faults) = place.entry.decode(&self.image.format);
+        let may_empty = unmap::may_empty_l2(self.image, &lost, self.doubt)
+            && faults.iter().all(|problem| self.doubt.may_mend(problem));
         may_empty.then(|| (Cure::Unmap, unmap::emptied(place.entry, &self.image.format)))
     }
 

@@ -33,6 +33,8 @@ const WRONG_COUNTS: &[Problem] = &[
 pub struct Guard {
     stored: u64,
     last: u64,
+    /// Somebody is told of the bits, or of nothing at all.
+    is_told: bool,
 }
 
 impl Guard {
@@ -46,14 +48,16 @@ impl Guard {
         if header.version < 3 {
             return None;
         }
-        let stored = header.incompatible;
-        Some(Self { stored, last: stored & !done(&checked.problems) })
+        let (stored, found) = (header.incompatible, &checked.problems);
+        let is_told = found.has_any(&[P::HeaderCorrupt, P::HeaderDirty]) || found.iter().next().is_none();
+        Some(Self { stored, last: stored & !done(found), is_told })
     }
 
-    /// Whether the bits are to stay otherwise than they are.
+    /// Whether the bits are to stay otherwise than they are, for their own sake. A dirty bit over right counts is no
+    /// finding: beside others that stay, there is nothing to be gained by writing.
     #[must_use]
     pub const fn changes(self) -> bool {
-        self.last != self.stored
+        self.is_told && self.last != self.stored
     }
 
     /// The write that raises it.
@@ -109,8 +113,9 @@ mod tests {
 
     #[test]
     fn steps_write_the_bits_raised_and_as_they_stay() {
-        let guard = Guard { stored: 0x11, last: 0x10 };
+        let guard = Guard { stored: 0x11, last: 0x10, is_told: true };
         assert!(guard.changes());
+        assert!(!Guard { is_told: false, ..guard }.changes());
         assert_eq!(guard.raised(), (72, 0x13_u64.to_be_bytes().to_vec()));
         assert_eq!(guard.lowered(), (72, 0x10_u64.to_be_bytes().to_vec()));
     }
