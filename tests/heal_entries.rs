@@ -299,6 +299,8 @@ fn wiped_snapshot_entry_is_kept_while_its_clusters_may_be_wanted() {
         assert_eq!(raw.get(field::SNAPSHOTS), 2, "{name}: {:?}", report.ending);
         assert_eq!(report.last().items(Problem::SnapshotEntryEmpty), 2 - wipe, "{name}");
         let gives_up = [Decision::FreeOrphanData, Decision::FreeOrphanTables];
+        let report = tools::ensure_untouched(&[&image.path], || repair(&image, &gives_up[..1]));
+        assert_eq!(report.ending, Ending::NeedsDecision, "{name}: the tables are not given up");
         let report = repair(&image, &gives_up);
         assert_eq!(report.ending, Ending::Repaired, "{name}: {:?}", report.last().counts);
         assert_eq!((raw.get(field::SNAPSHOTS), image.qemu_check()), (wipe, 0), "{name}");

@@ -116,7 +116,8 @@ fn one_write(step: &Step) -> Result<(u64, Vec<u8>), PlanError> {
 ///
 /// # Errors
 /// `BadPlan`'s kinds: `GuardMissing` for a plan that does more than free leaks in an image that can have a guard,
-/// `GuardForNothing` for any other plan whose guard changes nothing, or whose image cannot have one. Those of the
+/// `GuardForNothing` for a plan that would do nothing but raise and lower it, or whose image cannot have one. A plan
+/// that comes down to frees may have one: counts that it leaves free may have been raised in between. Those of the
 /// storage.
 pub(super) fn refuse_unguarded(
     plan: &Plan,
@@ -129,7 +130,9 @@ pub(super) fn refuse_unguarded(
         }
         None if plan.is_structural() && version >= GUARDED_VERSION => Err(PlanError::GuardMissing),
         Some(_) if version < GUARDED_VERSION => Err(PlanError::GuardForNothing),
-        Some(guard) if !plan.is_structural() && !changes(guard, before)? => Err(PlanError::GuardForNothing),
+        Some(guard) if plan.writes().next().is_none() && !changes(guard, before)? => {
+            Err(PlanError::GuardForNothing)
+        }
         _ => Ok(()),
     })
 }

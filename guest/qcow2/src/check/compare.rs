@@ -361,6 +361,29 @@ impl Comparison<'_> {
         report.put(problem, count_finding(self.image, problem, cluster, stored, usage.count));
     }
 
+    /// Tells of clusters with more users than a count can hold, where no stored count says so.
+    fn uncountable(&self, report: &mut Report, chunk: &Chunk, clusters: Range<u64>) {
+        if !matches!(chunk, Chunk::Wide(_)) {
+            return;
+        }
+        let max = self.image.header.refcount_width.max();
+        for cluster in clusters {
+            let counted = chunk.usage(instar_abi::to_usize(cluster % CHUNK_CLUSTERS)).count;
+            if counted > max {
+                let problem = Problem::RefcountOverflow;
+                report.put(problem, count_finding(self.image, problem, cluster, 0, counted));
+            }
+        }
+    }
+
+    /// All that can be told where there is no refcount table.
+    pub fn without_table<H: Host>(&self, host: &mut H, report: &mut Report) {
+        for (first, chunk) in self.counts.used_chunks() {
+            self.uncountable(report, chunk, first..first + CHUNK_CLUSTERS);
+            report.flush_some(host);
+        }
+    }
+
     /// Tells of clusters in use below this one for which there is no refcount block.
     pub fn missing_below<H: Host>(&mut self, host: &mut H, report: &mut Report, roots: &Roots, end: u64) {
         let per_block = self.image.header.refcount_width.per_block(self.image.header.cluster);
@@ -380,6 +403,7 @@ impl Comparison<'_> {
                 let is_used =
                     |cluster: &u64| chunk.usage(instar_abi::to_usize(cluster % CHUNK_CLUSTERS)).count > 0;
                 self.missing.note(report, self.image, index, slots.filter(is_used).count() as u64);
+                self.uncountable(report, chunk, at..stop);
                 report.flush_some(host);
             }
             at = stop;

@@ -325,11 +325,6 @@ impl Check {
         pass: u32,
     ) {
         let Self { reader, report, image, roots, lost, last_lost, missing, hearsay, .. } = self;
-        if roots.refcount_table.is_empty() {
-            return;
-        }
-        let blocks =
-            compare::Blocks { image, roots, clusters: clusters.clone(), phase: (Phase::Refcounts, pass) };
         let mut comparison = compare::Comparison {
             image,
             counts,
@@ -342,6 +337,11 @@ impl Check {
             hearsay,
             part: Part::default(),
         };
+        if roots.refcount_table.is_empty() {
+            return comparison.without_table(host, report);
+        }
+        let clusters = comparison.clusters.clone();
+        let blocks = compare::Blocks { image, roots, clusters, phase: (Phase::Refcounts, pass) };
         let asked = compare::Wanted { counts, roots };
         blocks.for_each(
             host,

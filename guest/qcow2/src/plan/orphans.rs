@@ -36,8 +36,12 @@ struct Slot {
     is_active: bool,
 }
 
-/// Adds the leaks that the user gives up to those that are proven worthless.
+/// Adds the leaks that the user gives up to those that are proven worthless. While lost tables are kept, all is kept
+/// that they may lead to.
 pub fn free_decided(checked: &mut Checked, doubt: &Doubt) {
+    if !checked.faults.of(P::OrphanTable).is_empty() && !doubt.is_decided(Decision::FreeOrphanTables) {
+        return;
+    }
     let decided = [(Decision::FreeOrphanData, P::OrphanData), (Decision::FreeOrphanTables, P::OrphanTable)];
     let mut free = core::mem::take(&mut checked.free);
     for (_, problem) in decided.iter().filter(|(decision, _)| doubt.is_decided(*decision)) {
