@@ -172,6 +172,6 @@ impl Visitor for Flags<'_> {
     }
 
     fn batch_end<H: Host>(&mut self, host: &mut H, _: &mut Report) {
-        self.edits.propose(host, Cure::FixCopied);
+        self.edits.propose_many(host, Cure::FixCopied);
     }
 }

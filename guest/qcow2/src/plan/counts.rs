@@ -13,7 +13,7 @@ use instar_abi::problem::Problem as P;
 
 use super::diff::Edits;
 use super::doubt::Doubt;
-use super::leaks::first_run;
+use super::leaks::Frees;
 use crate::check::Checked;
 use crate::check::compare::{Blocks, block_offset};
 use crate::check::counts::{CHUNK_CLUSTERS, Chunk, Usage, flags};
@@ -24,9 +24,6 @@ use crate::check::report::Report;
 use crate::check::roots::Image;
 use crate::host::Host;
 use instar_abi::call::Phase;
-
-/// Bytes of refcount blocks, as far as they are changed, after which they are proposed as a step.
-const STEP_BYTES_MAX: usize = 2 << 20;
 
 /// The cure, as far as it may be applied.
 #[derive(Debug, Clone, Copy)]
@@ -85,9 +82,7 @@ impl<'a> FixCounts<'a> {
                 // A block at the end of the file may be physically short: what is changed is written.
                 edits.table(offset, before, &after);
             }
-            if edits.bytes() >= STEP_BYTES_MAX {
-                edits.propose(host, Cure::FixCounts);
-            }
+            edits.propose_many(host, Cure::FixCounts);
         });
         edits.propose(host, Cure::FixCounts);
     }
@@ -127,7 +122,9 @@ impl<'a> FixCounts<'a> {
             at = stop;
         }
         if self.may_lower {
-            self.free(bytes, base, clusters);
+            let Checked { free, frees_past_end, .. } = self.checked;
+            let frees = Frees { free, frees_past_end: *frees_past_end };
+            frees.clear((&self.image.header, &self.image.bounds), bytes, base, clusters);
         }
     }
 
@@ -135,25 +132,5 @@ impl<'a> FixCounts<'a> {
     /// count that says so contradicts it.
     fn may_make_single(&self, usage: Usage) -> bool {
         self.may_flag || usage.count != 1 || usage.flags & flags::ACTIVE_CLEAR == 0
-    }
-
-    /// Sets the counts of proven leaks to zero.
-    fn free(&self, bytes: &mut [u8], base: u64, clusters: Range<u64>) {
-        let mut clear = |run: Range<u64>| {
-            for cluster in run {
-                let slot = instar_abi::to_usize(cluster - base);
-                if !self.image.header.refcount_width.set(bytes, slot, 0) {
-                    return;
-                }
-            }
-        };
-        let mut from = clusters.start;
-        while let Some(run) = first_run(&self.checked.free, &(from..clusters.end)) {
-            from = run.end;
-            clear(run);
-        }
-        if self.checked.frees_past_end {
-            clear(clusters.start.max(self.image.bounds.clusters())..clusters.end);
-        }
     }
 }

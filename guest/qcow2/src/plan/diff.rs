@@ -7,17 +7,22 @@ use core::ops::Range;
 
 use instar_abi::cure::Cure;
 
-use super::round::Proposal;
+use super::round::{Proposal, step};
 use crate::host::Host;
 
 /// Unchanged bytes between two changed ones that are written along, to have fewer writes.
 const GAP_BYTES_MAX: usize = 512;
+
+/// What edits may take before they are proposed as a step.
+const STEP_BYTES_MAX: usize = 2 << 20;
 
 /// Writes to tables on their way to become a step, with the tables as their scope.
 #[derive(Debug, Default)]
 pub struct Edits {
     scope: Vec<(u64, u64)>,
     writes: Vec<Proposal>,
+    /// Bytes that the writes take, with what it takes to keep each.
+    held_bytes: usize,
 }
 
 impl Edits {
@@ -26,6 +31,7 @@ impl Edits {
         let changed = writes(offset, before, after);
         if !changed.is_empty() {
             self.allow(offset, before.len() as u64);
+            self.held_bytes += changed.iter().map(held_bytes).sum::<usize>();
             self.writes.extend(changed);
         }
     }
@@ -36,8 +42,13 @@ impl Edits {
         match self.writes.last_mut() {
             Some((at, before)) if at.checked_add(before.len() as u64) == Some(offset) => {
                 before.extend_from_slice(bytes);
+                self.held_bytes += bytes.len();
             }
-            _ => self.writes.push((offset, bytes.to_vec())),
+            _ => {
+                let write = (offset, bytes.to_vec());
+                self.held_bytes += held_bytes(&write);
+                self.writes.push(write);
+            }
         }
     }
 
@@ -48,28 +59,27 @@ impl Edits {
         }
     }
 
-    /// Bytes to be written.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        self.writes.iter().map(|(_, bytes)| bytes.len()).sum()
+    /// Proposes them as one step once they are many.
+    pub fn propose_many<H: Host>(&mut self, host: &mut H, cure: Cure) {
+        if self.held_bytes >= STEP_BYTES_MAX {
+            self.propose(host, cure);
+        }
     }
 
     /// Proposes them as one step, and begins anew.
     pub fn propose<H: Host>(&mut self, host: &mut H, cure: Cure) {
-        if !self.writes.is_empty() {
-            host.scope(cure, &self.scope);
-            for (offset, bytes) in &self.writes {
-                host.stage(*offset, bytes);
-            }
-            host.barrier();
-        }
+        step(host, cure, &self.scope, &self.writes);
         *self = Self::default();
     }
 }
 
+/// Bytes that a write takes in memory.
+const fn held_bytes((_, bytes): &Proposal) -> usize {
+    size_of::<Proposal>() + bytes.len()
+}
+
 /// The writes that turn bytes at `offset` into others of the same length.
-#[must_use]
-pub fn writes(offset: u64, before: &[u8], after: &[u8]) -> Vec<Proposal> {
+fn writes(offset: u64, before: &[u8], after: &[u8]) -> Vec<Proposal> {
     let write = |range: Range<usize>| {
         let at = offset.checked_add(range.start as u64)?;
         Some((at, after.get(range)?.to_vec()))

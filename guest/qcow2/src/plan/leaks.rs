@@ -11,8 +11,8 @@ use instar_abi::call::Phase;
 use instar_abi::cure::Cure;
 use instar_abi::to_usize;
 
-use super::diff::writes;
-use super::round::{Proposal, Round};
+use super::diff::Edits;
+use super::round::Round;
 use crate::check::reader::{Bytes, Reader};
 use crate::check::roots::Roots;
 use crate::check::{Checked, ClusterRun};
@@ -35,40 +35,72 @@ struct Block {
 /// Proposes the steps.
 pub fn propose<H: Host>(round: &mut Round<'_, H>, checked: &Checked) {
     let (free, frees_past_end) = (checked.free.as_slice(), checked.frees_past_end);
-    release(round, checked, Leaks { cure: Cure::FreeLeaks, free, frees_past_end });
+    release(round, checked, Cure::FreeLeaks, Frees { free, frees_past_end });
 }
 
 /// Proposes to free what a cure has left behind: sorted runs of clusters whose only user it has just taken away.
 pub fn propose_left<H: Host>(round: &mut Round<'_, H>, checked: &Checked, cure: Cure, left: &[ClusterRun]) {
-    release(round, checked, Leaks { cure, free: left, frees_past_end: false });
+    release(round, checked, cure, Frees { free: left, frees_past_end: false });
 }
 
-fn release<H: Host>(round: &mut Round<'_, H>, checked: &Checked, leaks: Leaks<'_>) {
+fn release<H: Host>(round: &mut Round<'_, H>, checked: &Checked, cure: Cure, frees: Frees<'_>) {
     let Some(image) = &checked.image else { return };
-    let leaks = Release { roots: &checked.roots, header: &image.header, bounds: image.bounds, leaks };
-    let blocks = leaks.blocks();
+    let release = Release { cure, roots: &checked.roots, header: &image.header, bounds: image.bounds, frees };
+    let blocks = release.blocks();
     let mut reader = Reader::new(image.bounds.len);
     let mut rest = blocks.as_slice();
     while !rest.is_empty() {
         let done = (blocks.len() - rest.len()) as u64;
         round.host.progress(Phase::Planning, 0, done, blocks.len() as u64);
-        let taken = leaks.step(round, &mut reader, rest).max(1);
+        let taken = release.step(round, &mut reader, rest).max(1);
         rest = rest.get(taken..).unwrap_or(&[]);
     }
 }
 
 /// What is to be freed.
-struct Leaks<'a> {
-    cure: Cure,
-    free: &'a [ClusterRun],
-    frees_past_end: bool,
+#[derive(Debug, Clone, Copy)]
+pub struct Frees<'a> {
+    /// Sorted runs of clusters.
+    pub free: &'a [ClusterRun],
+    /// All clusters past the end of the file too.
+    pub frees_past_end: bool,
+}
+
+impl Frees<'_> {
+    /// Sets the counts of what is to be freed among `clusters` to zero in the bytes of their block, whose first count
+    /// is that of cluster `base`.
+    pub fn clear(
+        &self,
+        (header, bounds): (&Header, &FileBounds),
+        bytes: &mut [u8],
+        base: u64,
+        clusters: Range<u64>,
+    ) {
+        let mut clear = |run: Range<u64>| {
+            for cluster in run {
+                // A count past the end of the bytes that there are reads as zero already.
+                if !header.refcount_width.set(bytes, to_usize(cluster - base), 0) {
+                    return;
+                }
+            }
+        };
+        let mut from = clusters.start;
+        while let Some(run) = first_run(self.free, &(from..clusters.end)) {
+            from = run.end;
+            clear(run);
+        }
+        if self.frees_past_end {
+            clear(clusters.start.max(bounds.clusters())..clusters.end);
+        }
+    }
 }
 
 struct Release<'a> {
+    cure: Cure,
     roots: &'a Roots,
     header: &'a Header,
     bounds: FileBounds,
-    leaks: Leaks<'a>,
+    frees: Frees<'a>,
 }
 
 impl Release<'_> {
@@ -81,8 +113,8 @@ impl Release<'_> {
             let offset = RefcountTableEntry(*entry).block_offset();
             let base = index.checked_mul(per_block)?;
             let clusters = base..base.checked_add(per_block)?;
-            let is_wanted = (self.leaks.frees_past_end && clusters.end > end)
-                || first_run(self.leaks.free, &clusters).is_some();
+            let is_wanted = (self.frees.frees_past_end && clusters.end > end)
+                || first_run(self.frees.free, &clusters).is_some();
             let is_there = offset != 0 && self.bounds.position(offset) == Position::Inside;
             (is_wanted && is_there).then_some(Block { offset, base })
         });
@@ -93,51 +125,17 @@ impl Release<'_> {
     fn step<H: Host>(&self, round: &mut Round<'_, H>, reader: &mut Reader, blocks: &[Block]) -> usize {
         let len = self.header.cluster.usize();
         let blocks = blocks.get(..STEP_BLOCKS_MAX).unwrap_or(blocks);
-        let mut scope: Vec<(u64, u64)> = Vec::new();
-        let mut proposals: Vec<Proposal> = Vec::new();
+        let mut edits = Edits::default();
         let places = blocks.iter().map(|block| (block.offset, len));
         let taken = reader.batch(round.host, places, |position, bytes| {
-            let (Some(block), Bytes::Read(bytes)) = (blocks.get(position), bytes) else { return };
-            let changed = self.freed(block, bytes);
-            if changed.is_empty() {
-                return;
-            }
-            match scope.last_mut() {
-                Some((offset, scope)) if offset.checked_add(*scope) == Some(block.offset) => {
-                    *scope += bytes.len() as u64;
-                }
-                _ => scope.push((block.offset, bytes.len() as u64)),
-            }
-            proposals.extend(changed);
+            let (Some(block), Bytes::Read(before)) = (blocks.get(position), bytes) else { return };
+            let clusters = block.base..block.base + self.header.refcount_width.per_block(self.header.cluster);
+            let mut after = before.to_vec();
+            self.frees.clear((self.header, &self.bounds), &mut after, block.base, clusters);
+            edits.table(block.offset, before, &after);
         });
-        round.step(self.leaks.cure, &scope, &proposals);
+        edits.propose(round, self.cure);
         taken
-    }
-
-    /// The writes that free what is to be freed of one block, of which `bytes` are in the file.
-    fn freed(&self, block: &Block, bytes: &[u8]) -> Vec<Proposal> {
-        let per_block = self.header.refcount_width.per_block(self.header.cluster);
-        let clusters = block.base..block.base + per_block;
-        let mut after = bytes.to_vec();
-        let mut from = clusters.start;
-        while let Some(run) = first_run(self.leaks.free, &(from..clusters.end)) {
-            self.clear(&mut after, block.base, &run);
-            from = run.end;
-        }
-        if self.leaks.frees_past_end {
-            let past_end = clusters.start.max(self.bounds.clusters())..clusters.end;
-            self.clear(&mut after, block.base, &past_end);
-        }
-        writes(block.offset, bytes, &after)
-    }
-
-    fn clear(&self, bytes: &mut [u8], base: u64, clusters: &Range<u64>) {
-        for cluster in clusters.clone() {
-            // A count past the end of the file reads as zero already.
-            if !self.header.refcount_width.set(bytes, to_usize(cluster - base), 0) {
-                return;
-            }
-        }
     }
 }
 

@@ -11,6 +11,7 @@ use instar_abi::problem::{Problem, Problem as P};
 use super::round::Proposal;
 use crate::check::Checked;
 use crate::check::reader::{Bytes, Reader};
+use crate::check::recount::OVERLAPS;
 use crate::check::roots::Image;
 use crate::host::Host;
 use crate::ondisk::bytes::be_u64;
@@ -20,18 +21,6 @@ use crate::ondisk::l2::L2Entry;
 const PIECE_BYTES: u64 = 64 << 10;
 /// Places of one batch.
 const BATCH_PIECES: usize = 16;
-/// Findings that say that some cluster is used as two things.
-const OVERLAPS: &[Problem] = &[
-    P::L1EntryOverlap,
-    P::L2EntryOverlapsMetadata,
-    P::CompressedOverlapsMetadata,
-    P::MetadataOverlap,
-    P::RefcountBlockShared,
-    P::SnapshotL1Shared,
-    P::SnapshotTableOverlap,
-    P::BitmapOverlap,
-    P::CryptoHeaderOverlap,
-];
 
 /// Entries side by side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,7 +72,9 @@ impl<'i> Places<'i> {
     /// The entries that findings of these problems name. None while a table may be somebody's data.
     #[must_use]
     pub fn of(checked: &Checked, image: &'i Image, problems: &[Problem]) -> Self {
-        let is_safe = !checked.problems.has_any(OVERLAPS);
+        // Two guest ranges on one cluster leave the tables out of doubt.
+        let is_table = |problem: Problem| OVERLAPS.contains(&problem) && problem != P::L2EntryShared;
+        let is_safe = !checked.problems.iter().any(is_table);
         Self::anyway(checked, image, if is_safe { problems } else { &[] })
     }
 

@@ -19,6 +19,18 @@ use crate::host::{Host, Range};
 /// A proposed write: offset in the file and bytes.
 pub type Proposal = (u64, Vec<u8>);
 
+/// Proposes a step of a cure: writes within ranges of `(offset, len)`. Without writes it is none.
+pub fn step<H: Host>(host: &mut H, cure: Cure, scope: &[(u64, u64)], writes: &[Proposal]) {
+    if writes.is_empty() {
+        return;
+    }
+    host.scope(cure, scope);
+    for (offset, bytes) in writes {
+        host.stage(*offset, bytes);
+    }
+    host.barrier();
+}
+
 /// The proposals of one round.
 #[derive(Debug)]
 pub struct Round<'h, H> {
@@ -41,23 +53,11 @@ impl<'h, H: Host> Round<'h, H> {
         self.steps > 0
     }
 
-    /// Proposes a step of a cure: writes within ranges of `(offset, len)`. Without writes it is none.
-    pub fn step(&mut self, cure: Cure, scope: &[(u64, u64)], writes: &[Proposal]) {
-        if writes.is_empty() {
-            return;
-        }
-        self.scope(cure, scope);
-        for (offset, bytes) in writes {
-            self.stage(*offset, bytes);
-        }
-        self.barrier();
-    }
-
-    /// The same for writes that are its scope themselves.
+    /// Proposes a step of writes that are its scope themselves.
     pub fn writes(&mut self, cure: Cure, writes: &[Proposal]) {
         let scope: Vec<(u64, u64)> =
             writes.iter().map(|(offset, bytes)| (*offset, bytes.len() as u64)).collect();
-        self.step(cure, &scope, writes);
+        step(self, cure, &scope, writes);
     }
 
     fn guard(&mut self, cure: Cure, (offset, bytes): &Proposal) {

@@ -18,9 +18,6 @@ use crate::check::recount::Window;
 use crate::check::roots::Image;
 use crate::host::Host;
 
-/// Bytes of new clusters after which they are proposed as a step.
-const STEP_BYTES_MAX: usize = 2 << 20;
-
 /// A table to be written.
 #[derive(Debug)]
 pub struct NewTable {
@@ -127,9 +124,7 @@ impl<'a> Fresh<'a> {
     /// Writes the new cluster of this number.
     fn append<H: Host>(&mut self, host: &mut H, number: u64, bytes: &[u8]) {
         self.edits.write(self.image.header.cluster.offset(self.end + number), bytes);
-        if self.edits.bytes() >= STEP_BYTES_MAX {
-            self.edits.propose(host, Cure::RebuildRefcounts);
-        }
+        self.edits.propose_many(host, Cure::RebuildRefcounts);
     }
 
     /// Makes what is left once all windows were seen.
