@@ -18,9 +18,13 @@ const WITH_VALUE: &[&str] = &[
     "allow-chain",
     "backing-format",
     "on-damage",
+    "uid",
+    "gid",
+    "umask",
 ];
-/// Options of `instar-mount` without a value: `preview` means `--preview`.
-const WITHOUT_VALUE: &[&str] = &["preview", "quiet"];
+/// Options of `instar-mount` without a value: `preview` means `--preview`. `allow_other` is spelled as for every other
+/// FUSE file system, and means `--allow-other`.
+const WITHOUT_VALUE: &[&str] = &["preview", "quiet", "allow_other"];
 /// Options that are for mount(8), fstab or systemd, or that a FUSE mount fulfils by itself. The disk is served
 /// read-only in any case, so `rw`, which mount(8) adds by itself, asks for nothing that could be lost.
 const NOT_FOR_US: &[&str] = &[
@@ -130,7 +134,10 @@ impl Flags {
                 b's' => self.sloppy = true,
                 b'v' => self.verbose = true,
                 b'n' | b'r' | b'w' => {}
-                b'o' | b't' | b'N' => {
+                b'N' => {
+                    return Err("-N: mount in another namespace with nsenter(1) instead".to_owned());
+                }
+                b'o' | b't' => {
                     let rest = &bundle[at + 1..];
                     let value = (!rest.is_empty()).then(|| OsString::from_vec(rest.to_vec()));
                     return Ok(Some((char::from(letter), value)));
@@ -154,7 +161,7 @@ fn translate(options: &[MountOption], sloppy: bool) -> Result<Vec<OsString>, Str
                 true
             }
             None if WITHOUT_VALUE.contains(&key) => {
-                arguments.push(format!("--{key}").into());
+                arguments.push(format!("--{}", key.replace('_', "-")).into());
                 true
             }
             _ => false,
@@ -227,6 +234,30 @@ mod tests {
     fn parse_options_of_fstab_and_systemd_are_left_out() {
         let call = call(&["a", "b", "-o", "defaults,nofail,x-systemd.automount,_netdev,comment=x,ro"]);
         assert_eq!(call, ["--", "a", "b"]);
+    }
+
+    #[test]
+    fn parse_owner_and_permissions_are_passed_on() {
+        assert_eq!(
+            call(&[
+                "a",
+                "b",
+                "-o",
+                "allow_other,uid=64055,gid=108,umask=027,user=root,noauto,x-systemd.automount"
+            ]),
+            ["--allow-other", "--uid=64055", "--gid=108", "--umask=027", "--", "a", "b"]
+        );
+    }
+
+    #[test]
+    fn parse_image_that_looks_like_an_option_stays_an_image() {
+        assert_eq!(call(&["./-v", "/m"]), ["--", "./-v", "/m"]);
+        assert!(parse(&["-x.qcow2", "/m"]).unwrap_err().contains("unknown flag"));
+    }
+
+    #[test]
+    fn parse_other_namespace_is_refused() {
+        assert!(parse(&["a", "b", "-N", "/proc/1/ns/mnt"]).unwrap_err().contains("nsenter"));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use clap::Parser;
 use crate::error::Error;
 use crate::exit::Exit;
 
+pub mod access;
 pub mod chain;
 pub mod check;
 pub mod decide;

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use instar_abi::choice::{Decision, Decisions};
 use instar_abi::problem::Tier;
 
+use super::access::AccessArgs;
 use super::{decide, size};
 
 const CHECK_EXAMPLES: &str = "\
@@ -254,6 +255,9 @@ pub struct MountOptions {
     /// What a read of a damaged range gives: an I/O error, or zeros. Everything round it is read in either case.
     #[arg(long, value_enum, default_value_t, value_name = "POLICY")]
     pub on_damage: OnDamageArg,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the type says it")]
+    pub access: AccessArgs,
     /// Stay in the foreground instead of going to the background once the mount answers.
     #[arg(long, short)]
     pub foreground: bool,

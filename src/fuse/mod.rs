@@ -11,5 +11,5 @@ mod session;
 mod tree;
 
 pub use mountpoint::{MountPoint, MountPointError};
-pub use session::{Mounted, SessionError, Unmounter};
+pub use session::{Admitted, Mounted, SessionError, Unmounter};
 pub use tree::{Content, Document, Node, ROOT, Tree};

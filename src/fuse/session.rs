@@ -68,6 +68,15 @@ pub enum SessionError {
     },
 }
 
+/// Whom a mount lets in. What they may read there is up to the files' permissions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admitted {
+    /// The user who mounted, and root where the system allows.
+    OwnerAndRoot,
+    /// Every user.
+    Everybody,
+}
+
 /// A mount that answers.
 #[derive(Debug)]
 pub struct Mounted {
@@ -89,11 +98,11 @@ impl Mounted {
     ///
     /// # Errors
     /// [`SessionError::Mount`] and [`SessionError::Silent`].
-    pub fn new(tree: Tree, point: &MountPoint, name: &str) -> Result<Self, SessionError> {
+    pub fn new(tree: Tree, point: &MountPoint, name: &str, admitted: Admitted) -> Result<Self, SessionError> {
         let path = point.path().to_path_buf();
         let adapter = Adapter { tree: Arc::new(tree) };
         let reserved = Reserved::new();
-        let (session, auto_unmount) = open(&adapter, &path, name)
+        let (session, auto_unmount) = open(&adapter, &path, name, admitted)
             .map_err(|error| SessionError::Mount { path: path.clone(), source: on_one_line(error) })?;
         let session = session.spawn().map_err(|source| SessionError::Mount { path: path.clone(), source })?;
         // Without it the mount works all the same.
@@ -164,17 +173,23 @@ fn on_one_line(error: io::Error) -> io::Error {
 }
 
 /// Mounts, with auto-unmount where it can be had; says whether it could.
-fn open(adapter: &Adapter, path: &Path, name: &str) -> io::Result<(Session<Adapter>, bool)> {
-    match Session::new(adapter.clone(), path, &config(name, true)) {
+fn open(
+    adapter: &Adapter,
+    path: &Path,
+    name: &str,
+    admitted: Admitted,
+) -> io::Result<(Session<Adapter>, bool)> {
+    match Session::new(adapter.clone(), path, &config(name, admitted, true)) {
         Ok(session) => Ok((session, true)),
         Err(error) => {
             debug!(%error, "no auto-unmount");
-            Session::new(adapter.clone(), path, &config(name, false)).map(|session| (session, false))
+            Session::new(adapter.clone(), path, &config(name, admitted, false))
+                .map(|session| (session, false))
         }
     }
 }
 
-fn config(name: &str, auto_unmount: bool) -> Config {
+fn config(name: &str, admitted: Admitted, auto_unmount: bool) -> Config {
     let mut config = Config::default();
     config.mount_options = vec![
         MountOption::FSName(list_name(name)),
@@ -183,11 +198,17 @@ fn config(name: &str, auto_unmount: bool) -> Config {
         MountOption::NoDev,
         MountOption::NoSuid,
         MountOption::NoExec,
+        // The server answers whoever asks; it is the kernel that holds users to the files' permissions.
+        MountOption::DefaultPermissions,
     ];
     if auto_unmount {
         config.mount_options.push(MountOption::AutoUnmount);
-        config.acl = SessionACL::RootAndOwner;
     }
+    config.acl = match admitted {
+        Admitted::Everybody => SessionACL::All,
+        Admitted::OwnerAndRoot if auto_unmount => SessionACL::RootAndOwner,
+        Admitted::OwnerAndRoot => SessionACL::Owner,
+    };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     config.n_threads = Some(cores.min(THREADS_MAX));
     // A descriptor of its own for each thread has to be opened by this process, which fusermount3 cannot help with.

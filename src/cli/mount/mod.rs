@@ -96,8 +96,10 @@ pub fn run(options: &MountOptions) -> Result<Exit, Error> {
     let disks = Disks::new(&examined.report, &job, source, snapshots, &below, options.on_damage.into());
     let is_clean_below = below.is_clean();
     let shown = Shown { image: &image, report: &examined.report, disks, is_clean_below };
-    let tree = shown.tree(&point)?;
-    let mounted = Mounted::new(tree, &point, &file_name(image.path()).to_string_lossy())
+    let mut tree = shown.tree(&point)?;
+    options.access.put_on(&mut tree);
+    let name = file_name(image.path());
+    let mounted = Mounted::new(tree, &point, &name.to_string_lossy(), options.access.admitted())
         .map_err(MountError::Session)?;
     if !options.quiet {
         let served = served_path(&point, image.path());
