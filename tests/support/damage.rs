@@ -27,9 +27,31 @@ pub struct Recipe {
 impl Recipe {
     /// Makes the damaged image in `folder`. Needs [`super::tools::qemu`].
     pub fn make(&self, folder: &Path) -> TestImage {
-        let image = image::make(folder, self.name, self.flavour, self.cluster_bytes);
-        (self.apply)(&image, &Raw::open(&image.path));
+        self.make_as(folder, self.flavour, self.cluster_bytes)
+    }
+
+    /// The same damage to an image of another make.
+    pub fn make_as(&self, folder: &Path, flavour: Flavour, cluster_bytes: u64) -> TestImage {
+        let image = image::make(folder, self.name, flavour, cluster_bytes);
+        self.damage(&image);
         image
+    }
+
+    /// Damages an image that may be damaged already. Panics, perhaps half-way, where what it damages is not there.
+    pub fn damage(&self, image: &TestImage) {
+        (self.apply)(image, &Raw::open(&image.path));
+    }
+
+    /// Whether images of this flavour have what it damages.
+    pub fn fits(&self, flavour: Flavour) -> bool {
+        let also: &[Flavour] = match self.flavour {
+            Flavour::Plain => &Flavour::ALL,
+            Flavour::Snapshots => &[Flavour::SnapshotsV2, Flavour::Rich],
+            Flavour::Backing | Flavour::Bitmaps => &[Flavour::Rich],
+            Flavour::DataFile => &[Flavour::DataFileRaw],
+            _ => &[],
+        };
+        flavour == self.flavour || also.contains(&flavour)
     }
 }
 

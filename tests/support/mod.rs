@@ -9,6 +9,7 @@ pub mod builder;
 pub mod damage;
 pub mod fields;
 pub mod image;
+pub mod mendable;
 pub mod mount;
 pub mod pattern;
 pub mod program;
