@@ -72,7 +72,8 @@ impl Subject {
         let what =
             format!("{:?}, {:?} became {:?}", report.ending, report.before.counts, report.last().counts);
         let mended = Mended { ending: report.ending, bytes: machine.image() };
-        self.compare(&mended.bytes).map_err(|error| format!("{what}: {error}"))?;
+        reading::compare(&self.healthy, &self.damaged, &mended.bytes)
+            .map_err(|error| format!("{what}: {error}"))?;
         if report.undo_file.is_none() {
             let is_same = machine.operations() == 0 && mended.bytes == self.damaged;
             return if is_same { Ok(mended) } else { Err(format!("{what}: written without a way back")) };
@@ -90,30 +91,6 @@ impl Subject {
             Ok(Ending::Undone) if machine.image() == self.damaged => Ok(mended),
             other => Err(format!("{what}; undo: {other:?}, the same: {}", machine.image() == self.damaged)),
         }
-    }
-
-    /// Nothing that could be read is read otherwise.
-    fn compare(&self, mended: &Vec<u8>) -> Result<(), String> {
-        let [healthy, damaged, mended] = [&self.healthy, &self.damaged, mended].map(reading::disks);
-        // An entry of the snapshot table that never was one leads to no disk.
-        let is_kept = mended.len() <= damaged.len()
-            && damaged[mended.len()..].iter().all(|disk| disk.places.is_empty());
-        if !is_kept {
-            return Err(format!("{} disks became {}", damaged.len(), mended.len()));
-        }
-        for (index, (before, after)) in damaged.iter().zip(&mended).enumerate() {
-            if let Some(lost) = before.lost(after) {
-                return Err(format!("disk {index}: {lost}"));
-            }
-        }
-        // Also where somebody else has taken the same cluster for metadata.
-        for (index, ((first, before), after)) in healthy.iter().zip(&damaged).zip(&mended).enumerate() {
-            let is_right = first.same(after);
-            if let Some(place) = first.same(before).difference(&is_right).next() {
-                return Err(format!("disk {index}: guest {place:#x} was right"));
-            }
-        }
-        Ok(())
     }
 }
 

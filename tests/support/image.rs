@@ -165,6 +165,11 @@ impl TestImage {
         qemu_arguments(&self.path, self.flavour)
     }
 
+    /// Names a copy of the image to a qemu tool.
+    pub fn qemu_arguments_for(&self, copy: &Path) -> Vec<String> {
+        qemu_arguments(copy, self.flavour)
+    }
+
     /// Exit code of `qemu-img check`.
     pub fn qemu_check(&self) -> i32 {
         let mut command = tools::qemu_img(["check"]);

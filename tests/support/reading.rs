@@ -17,6 +17,8 @@ pub struct Seen {
     pub content: Content,
     /// Whether they are guest data only: neither they nor the table that leads to them are metadata of another kind.
     pub is_own: bool,
+    /// Where in the file they are, and where they end; the same twice where they are nowhere in it.
+    pub host: (u64, u64),
 }
 
 /// A disk. What is neither named nor broken is a hole.
@@ -54,6 +56,33 @@ impl Disk {
             after.places.keys().find(|place| !self.places.contains_key(place) && !self.is_broken(**place));
         grown.map(|place| format!("guest {place:#x}: a hole became {:?}", after.places[place].content))
     }
+}
+
+/// Says what can be read less well in `mended` than in the `damaged` image that was `healthy` once.
+///
+/// # Errors
+/// The disk and the place.
+pub fn compare(healthy: &impl Bytes, damaged: &impl Bytes, mended: &impl Bytes) -> Result<(), String> {
+    let (healthy, damaged, mended) = (disks(healthy), disks(damaged), disks(mended));
+    // An entry of the snapshot table that never was one leads to no disk.
+    let is_kept =
+        mended.len() <= damaged.len() && damaged[mended.len()..].iter().all(|disk| disk.places.is_empty());
+    if !is_kept {
+        return Err(format!("{} disks became {}", damaged.len(), mended.len()));
+    }
+    for (index, (before, after)) in damaged.iter().zip(&mended).enumerate() {
+        if let Some(lost) = before.lost(after) {
+            return Err(format!("disk {index}: {lost}"));
+        }
+    }
+    // Also where somebody else has taken the same cluster for metadata.
+    for (index, ((first, before), after)) in healthy.iter().zip(&damaged).zip(&mended).enumerate() {
+        let is_right = first.same(after);
+        if let Some(place) = first.same(before).difference(&is_right).next() {
+            return Err(format!("disk {index}: guest {place:#x} was right"));
+        }
+    }
+    Ok(())
 }
 
 /// Clusters in use, by what they are. Data is what no set names.
@@ -187,8 +216,8 @@ impl<F: Bytes> Reader<'_, F> {
                 disk.broken.push(place..place + len);
                 return;
             };
-            let is_own = is_table_own && self.is_data(host);
-            disk.places.insert(place, Seen { content, is_own });
+            let is_own = is_table_own && self.is_data(host.clone());
+            disk.places.insert(place, Seen { content, is_own, host: (host.start, host.end) });
         };
         if let Some((start, end)) = head.packed(entry) {
             let is_here = start < self.file.length() && end <= self.file.length().next_multiple_of(512);

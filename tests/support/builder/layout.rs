@@ -37,7 +37,7 @@ impl Layout {
     pub(super) fn of(shape: &Shape, model: &Model) -> Self {
         let users = model.users(shape);
         let mut objects = objects(shape, model, &users);
-        let mut dice = Dice(shape.seed);
+        let mut dice = Dice::new(shape.seed);
         let gaps: Vec<u64> = objects.iter().map(|_| gap(shape, &mut dice)).collect();
         let fixed: u64 = 1 + objects.iter().map(|object| object.1).sum::<u64>() + gaps.iter().sum::<u64>();
         let per_block = shape.cluster_bytes() * 8 / shape.refcount_bits();
