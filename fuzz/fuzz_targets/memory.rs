@@ -6,6 +6,7 @@ use instar_abi::call::{DataRange, Phase, SnapshotRecord, TextKind};
 use instar_abi::extent::{Extent, MapOp, MapRequest};
 use instar_abi::finding::{Finding, Owner};
 use instar_abi::problem::{Cure, Problem};
+use instar_abi::region::Region;
 use instar_qcow2::host::{Host, Range};
 
 /// Bytes that one job may have reported before it counts as one that never ends.
@@ -105,6 +106,10 @@ impl Host for Memory {
         self.count();
         self.extents.push(*extent);
     }
+
+    fn region(&mut self, _: &Region) {}
+
+    fn replace(&mut self, _: u64, _: &[u8]) {}
 
     fn inflated(&mut self, clusters: &[Result<&[u8], Problem>]) {
         self.count();

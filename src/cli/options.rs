@@ -26,6 +26,14 @@ Examples:
   instar check --deep disk.qcow2             can its compressed clusters be read?
   instar check --output=json disk.qcow2      the same for programs";
 
+const MAP_EXAMPLES: &str = "\
+The image is checked first, and the exit codes are those of `instar check`.
+
+Examples:
+  instar map disk.qcow2                       draw it
+  instar map --output=json disk.qcow2         the same for programs
+  instar map --output=ddrescue disk.qcow2     which ranges of the disk cannot be read";
+
 const MOUNT_EXAMPLES: &str = "\
 The disk appears as MOUNTPOINT/<image name>.raw, or as MOUNTPOINT itself where that is a regular file.
 In a folder, internal snapshots appear as MOUNTPOINT/snapshots/<name>.raw.
@@ -61,6 +69,8 @@ pub enum Command {
     Undo(UndoArgs),
     /// Tell what an image is: format, sizes, features, snapshots, names of other files. Counts nothing.
     Info(InfoArgs),
+    /// Draw who uses which part of an image's file, and what its disk is made of, damage in place.
+    Map(MapArgs),
     /// Tell which repairs of an image are remembered, and how they ended.
     History(HistoryArgs),
 }
@@ -183,6 +193,51 @@ pub struct InfoArgs {
     /// The image.
     #[arg(value_name = "IMAGE")]
     pub image: PathBuf,
+}
+
+/// `instar map`.
+#[derive(Debug, Args)]
+#[command(after_help = MAP_EXAMPLES)]
+pub struct MapArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the type says it")]
+    pub cage: CageArgs,
+    /// How to print the map.
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: MapFormat,
+    /// Columns to draw in, 40 to 200. [default: those of the terminal, else 80]
+    #[arg(long, value_name = "COLUMNS", value_parser = clap::value_parser!(u16).range(40..=200))]
+    pub width: Option<u16>,
+    /// When to draw in colour; `auto` does on a terminal, unless NO_COLOR is set.
+    #[arg(long, value_enum, default_value_t, value_name = "WHEN")]
+    pub color: ColourWhen,
+    /// The image.
+    #[arg(value_name = "IMAGE")]
+    pub image: PathBuf,
+}
+
+/// How a map is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum MapFormat {
+    /// For people: characters in rows.
+    #[default]
+    Human,
+    /// For programs: sums in buckets.
+    Json,
+    /// The damaged ranges of the disk as a mapfile of ddrescue.
+    Ddrescue,
+}
+
+/// When colour is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum ColourWhen {
+    /// On a terminal.
+    #[default]
+    Auto,
+    /// In any case.
+    Always,
+    /// Not at all.
+    Never,
 }
 
 /// `instar resume`.

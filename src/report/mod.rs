@@ -4,6 +4,7 @@
 //! word decides which places are named, never what a name means or which exit code it leads to.
 //! Nothing here opens or writes a file of the user.
 
+mod blockmap;
 mod collect;
 mod describe;
 mod escape;
@@ -12,8 +13,11 @@ mod human;
 mod ids;
 mod json;
 mod line;
+mod map_json;
+mod mapfile;
 mod model;
 mod names;
+mod picture;
 mod progress;
 mod prospect;
 #[cfg(test)]
@@ -26,6 +30,7 @@ mod todo;
 mod touched;
 pub mod units;
 
+pub use blockmap::{MapStyle, write_map};
 pub use collect::Collector;
 pub use describe::ImageReport;
 pub use escape::{escape_bytes, escape_message, escape_path};
@@ -34,8 +39,11 @@ pub use human::{HumanOptions, headline, write_check, write_image};
 pub use ids::verdict_name;
 pub use json::{CheckDocument, check_json, image_json};
 pub use line::line;
+pub use map_json::{MapDocument, map_json};
+pub use mapfile::mapfile;
 pub use model::{CheckReport, KeptFinding, RepairFacts, SandboxFacts, Verdict};
 pub use names::Names;
+pub use picture::{Bucket, Buckets, DiskUse, FileUse, Picture};
 pub use progress::{Progress, Watch};
 pub use sentence::sentence;
 pub use tally::{Tally, TallyRow};

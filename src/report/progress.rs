@@ -192,6 +192,7 @@ const fn sentence(phase: Phase) -> &'static str {
         Phase::Triage => "looking at leaks",
         Phase::Planning => "planning",
         Phase::Inflate => "inflating",
+        Phase::Survey => "surveying the file",
     }
 }
 
@@ -204,6 +205,7 @@ const fn name(phase: Phase) -> &'static str {
         Phase::Triage => "triage",
         Phase::Planning => "planning",
         Phase::Inflate => "inflate",
+        Phase::Survey => "survey",
     }
 }
 

@@ -9,6 +9,15 @@ use instar_abi::problem::Tier;
 use super::limits::Limits;
 use crate::image::Backend;
 
+/// What becomes of names in a dump.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DumpNames {
+    /// They stay.
+    Kept,
+    /// Something as long stands in their place.
+    Masked,
+}
+
 /// One job for one inmate.
 #[derive(Debug, Clone)]
 pub struct Job {
@@ -20,6 +29,8 @@ pub struct Job {
     pub decisions: Decisions,
     /// Inflate every compressed cluster too.
     pub deep: bool,
+    /// For [`JobKind::Survey`]: what a dump may hold is told, and not what the disk is made of.
+    pub dump: Option<DumpNames>,
     /// The image.
     pub image: Arc<dyn Backend>,
     /// The external data file, where the user gave one.
@@ -39,6 +50,7 @@ impl Job {
             tier: None,
             decisions: Decisions::default(),
             deep: false,
+            dump: None,
             image,
             data_file: None,
             limits: Limits::default(),

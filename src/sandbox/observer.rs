@@ -3,8 +3,10 @@
 
 use instar_abi::call::{Phase, ProgressRecord, SnapshotRecord, TextKind};
 use instar_abi::cure::Cure;
-use instar_abi::finding::{Finding, Owner};
+use instar_abi::extent::{Extent, ExtentKind};
+use instar_abi::finding::{Finding, Owner, Table};
 use instar_abi::problem::Problem;
+use instar_abi::region::Region;
 
 /// Receives what an inmate reports. Every method has a default that ignores it.
 pub trait Observer {
@@ -46,6 +48,21 @@ pub trait Observer {
     /// A proposed write, already checked to lie within the step's scope.
     fn stage(&mut self, offset: u64, bytes: Vec<u8>) {
         let _ = (offset, bytes);
+    }
+
+    /// Who uses a part of the image; within the file.
+    fn region(&mut self, table: Table, region: &Region) {
+        let _ = (table, region);
+    }
+
+    /// Bytes that a copy without guest data holds in place of the image's; within the file.
+    fn replace(&mut self, offset: u64, bytes: Vec<u8>) {
+        let _ = (offset, bytes);
+    }
+
+    /// An extent of the active disk, right behind the one before.
+    fn extent(&mut self, kind: ExtentKind, extent: &Extent) {
+        let _ = (kind, extent);
     }
 
     /// A barrier between the writes before and those after.

@@ -1,14 +1,14 @@
 //! From a job to its result: picks a cage, puts the payload in, serves it to its end.
 
 use instar_abi::ABI_VERSION;
-use instar_abi::boot::{BOOT_MAGIC, BootPage, FLAG_DEEP, GATE_PORT, JobKind};
+use instar_abi::boot::{BOOT_MAGIC, BootPage, FLAG_DEEP, FLAG_DUMP, FLAG_MASK_NAMES, GATE_PORT, JobKind};
 use instar_abi::layout::{ARENA_BYTES_MAX, LARGE_PAGE};
 use instar_abi::summary::Summary;
 
 use super::cage::{Cage, CageKind};
 use super::calls::{Served, Server, lengths};
 use super::error::SandboxError;
-use super::job::Job;
+use super::job::{DumpNames, Job};
 use super::kvm::KvmCage;
 use super::observer::{Observer, RunStats};
 use super::payload::{EMBEDDED, Payload};
@@ -104,6 +104,15 @@ pub(super) fn build(elf: &[u8], job: &Job, choice: SandboxChoice) -> Result<Buil
     Ok(Built { cage, kind, fallback })
 }
 
+fn flags(job: &Job) -> u64 {
+    let dump = match job.dump {
+        None => 0,
+        Some(DumpNames::Kept) => FLAG_DUMP,
+        Some(DumpNames::Masked) => FLAG_DUMP | FLAG_MASK_NAMES,
+    };
+    dump | if job.deep { FLAG_DEEP } else { 0 }
+}
+
 /// What the inmate is told. The gate is the cage's matter.
 fn boot_page(job: &Job) -> BootPage {
     let arena_bytes = job.limits.arena_bytes.clamp(LARGE_PAGE, ARENA_BYTES_MAX).next_multiple_of(LARGE_PAGE);
@@ -113,7 +122,7 @@ fn boot_page(job: &Job) -> BootPage {
         job: job.kind as u32,
         gate: GATE_PORT,
         tier: job.tier.map_or(0, |tier| tier as u32),
-        flags: if job.deep { FLAG_DEEP } else { 0 },
+        flags: flags(job),
         decisions: job.decisions.0,
         arena_bytes,
         file_length: lengths(job),

@@ -8,9 +8,10 @@ use instar_abi::boot::{FILE_DATA, FILE_IMAGE, FILES_MAX};
 use instar_abi::call::{DataRange, Phase, ProgressRecord, SnapshotRecord, TextKind};
 use instar_abi::choice::Decisions;
 use instar_abi::cure::Cure;
-use instar_abi::extent::{Extent, MapOp, MapRequest};
-use instar_abi::finding::{Finding, Owner};
+use instar_abi::extent::{Extent, ExtentKind, MapOp, MapRequest};
+use instar_abi::finding::{Finding, Owner, Table};
 use instar_abi::problem::{Problem, Tier};
+use instar_abi::region::Region;
 use instar_abi::summary::Summary;
 use instar_abi::to_usize;
 use instar_mount::disk::{ExtentSource, Inflated, Payload};
@@ -126,7 +127,22 @@ impl Host for NativeHost<'_> {
     }
 
     fn extent(&mut self, extent: &Extent) {
-        self.answer.as_mut().expect("an extent belongs to a request").extents.push(*extent);
+        match &mut self.answer {
+            Some(answer) => answer.extents.push(*extent),
+            None => {
+                let kind = ExtentKind::from_u32(extent.kind).expect("a known kind");
+                self.observer.extent(kind, extent);
+            }
+        }
+    }
+
+    fn region(&mut self, region: &Region) {
+        let table = Table::from_u32(region.table).expect("a known table");
+        self.observer.region(table, region);
+    }
+
+    fn replace(&mut self, offset: u64, bytes: &[u8]) {
+        self.observer.replace(offset, bytes.to_vec());
     }
 
     fn inflated(&mut self, clusters: &[Result<&[u8], Problem>]) {

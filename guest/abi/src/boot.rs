@@ -26,6 +26,8 @@ pub enum JobKind {
     Map = 3,
     /// Tell the header's facts, snapshots, bitmaps and chain names; nothing is counted.
     Describe = 4,
+    /// Tell who uses which part of the file, and what the active disk is made of; nothing is judged.
+    Survey = 5,
     /// Test payloads only: misbehave in the way that `BootPage::params[0]` names.
     Evil = 0xe711,
 }
@@ -39,6 +41,7 @@ impl JobKind {
             2 => Self::Plan,
             3 => Self::Map,
             4 => Self::Describe,
+            5 => Self::Survey,
             0xe711 => Self::Evil,
             _ => return None,
         })
@@ -52,6 +55,10 @@ pub const GATE_PIPE: u32 = 1;
 
 /// `BootPage::flags`: also inflate every compressed cluster (`--deep`).
 pub const FLAG_DEEP: u64 = 1 << 0;
+/// `BootPage::flags`: a survey tells what a copy without guest data may hold, instead of what the disk is made of.
+pub const FLAG_DUMP: u64 = 1 << 1;
+/// `BootPage::flags`: with [`FLAG_DUMP`], names are replaced too.
+pub const FLAG_MASK_NAMES: u64 = 1 << 2;
 
 /// The boot page at [`crate::layout::BOOT`].
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]

@@ -14,11 +14,13 @@
 //! | `Finding` | [`crate::finding::Finding`] x count | - |
 //! | `Owner` | [`crate::finding::Owner`] x count: users of a place that a finding named | - |
 //! | `Text` | [`TextHeader`], then `len` bytes that are data and nothing else | - |
-//! | `Extent` | [`crate::extent::Extent`] x count, for the request under way | - |
+//! | `Extent` | [`crate::extent::Extent`] x count, for the request under way, or of a survey | - |
 //! | `Progress` | [`ProgressRecord`] | - |
 //! | `Next` | - | [`crate::extent::MapRequest`] x count; more than one only if all are to inflate |
 //! | `Done` | [`crate::summary::Summary`] | none: the job is over |
 //! | `Fail` | [`TextHeader`] (kind = a [`FailKind`]), then text | none: the job is over |
+//! | `Region` | [`crate::region::Region`] x count | - |
+//! | `Replace` | [`StageRange`] x count, bytes at each range's `src`: what a copy holds there instead | - |
 //! | `Inflated` | [`InflatedRange`] x count, in the order of the requests, bytes at each range's `src` | - |
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -45,6 +47,8 @@ pub enum Op {
     Fail = 13,
     Inflated = 14,
     Snapshot = 15,
+    Region = 16,
+    Replace = 17,
 }
 
 impl Op {
@@ -67,6 +71,8 @@ impl Op {
             13 => Self::Fail,
             14 => Self::Inflated,
             15 => Self::Snapshot,
+            16 => Self::Region,
+            17 => Self::Replace,
             _ => return None,
         })
     }
@@ -148,7 +154,7 @@ pub struct ScopeRange {
     pub reserved: u32,
 }
 
-/// One proposed write to the image.
+/// One proposed write to the image, or to a copy of it.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct StageRange {
@@ -297,6 +303,8 @@ pub enum Phase {
     Planning = 6,
     /// Inflating compressed clusters (`--deep`).
     Inflate = 7,
+    /// Telling who uses which part of the file.
+    Survey = 8,
 }
 
 impl Phase {
@@ -311,6 +319,7 @@ impl Phase {
             5 => Self::Triage,
             6 => Self::Planning,
             7 => Self::Inflate,
+            8 => Self::Survey,
             _ => return None,
         })
     }

@@ -16,10 +16,11 @@ pub mod extent;
 pub mod finding;
 pub mod layout;
 pub mod problem;
+pub mod region;
 pub mod summary;
 
 /// Version of the wire. Host and inmate are built together; a mismatch means a stale embedded payload.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 const _: () = assert!(usize::BITS == 64, "host and inmate are 64-bit programs");
 

@@ -16,6 +16,7 @@ use instar_abi::finding::{Finding, Owner};
 use instar_abi::layout::ARENA_BASE;
 use instar_abi::cure::Cure;
 use instar_abi::problem::Problem;
+use instar_abi::region::Region;
 use instar_abi::summary::Summary;
 use instar_abi::to_usize;
 use instar_qcow2::host::{Host, Range};
@@ -33,6 +34,7 @@ pub struct GateHost {
     findings: Vec<Finding>,
     owners: Vec<Owner>,
     extents: Vec<Extent>,
+    regions: Vec<Region>,
     ranges: Vec<ReadRange>,
 }
 
@@ -45,6 +47,7 @@ impl GateHost {
             findings: Vec::with_capacity(BATCH),
             owners: Vec::new(),
             extents: Vec::new(),
+            regions: Vec::new(),
             ranges: Vec::new(),
         }
     }
@@ -64,6 +67,10 @@ impl GateHost {
             self.gate.send(Op::Extent, &self.extents);
             self.extents.clear();
         }
+        if !self.regions.is_empty() {
+            self.gate.send(Op::Region, &self.regions);
+            self.regions.clear();
+        }
     }
 
     fn flush_findings(&mut self) {
@@ -78,6 +85,20 @@ impl GateHost {
             self.gate.send(Op::Owner, &self.owners);
             self.owners.clear();
         }
+    }
+
+    /// Sends bytes for a place of the image.
+    fn send_bytes(&mut self, op: Op, offset: u64, bytes: &[u8]) {
+        self.flush();
+        let copy;
+        let bytes = if in_arena(&self.boot, bytes) {
+            bytes
+        } else {
+            copy = bytes.to_vec();
+            &copy
+        };
+        let src = bytes.as_ptr().expose_provenance() as u64;
+        self.gate.send(op, &[StageRange { offset, len: bytes.len() as u64, src }]);
     }
 
     /// Sends the collected read ranges and hands the errors back.
@@ -175,16 +196,7 @@ impl Host for GateHost {
     }
 
     fn stage(&mut self, offset: u64, bytes: &[u8]) {
-        self.flush();
-        let copy;
-        let bytes = if in_arena(&self.boot, bytes) {
-            bytes
-        } else {
-            copy = bytes.to_vec();
-            &copy
-        };
-        let src = bytes.as_ptr().expose_provenance() as u64;
-        self.gate.send(Op::Stage, &[StageRange { offset, len: bytes.len() as u64, src }]);
+        self.send_bytes(Op::Stage, offset, bytes);
     }
 
     fn barrier(&mut self) {
@@ -197,6 +209,17 @@ impl Host for GateHost {
             self.flush();
         }
         self.extents.push(*extent);
+    }
+
+    fn region(&mut self, region: &Region) {
+        if self.regions.len() == BATCH {
+            self.flush();
+        }
+        self.regions.push(*region);
+    }
+
+    fn replace(&mut self, offset: u64, bytes: &[u8]) {
+        self.send_bytes(Op::Replace, offset, bytes);
     }
 
     fn inflated(&mut self, clusters: &[Result<&[u8], Problem>]) {

@@ -2,11 +2,11 @@
 
 use core::fmt::Arguments;
 
-use instar_abi::boot::{BootPage, FLAG_DEEP, JobKind};
+use instar_abi::boot::{BootPage, FLAG_DEEP, FLAG_DUMP, FLAG_MASK_NAMES, JobKind};
 use instar_abi::call::FailKind;
 use instar_abi::choice::Decisions;
 use instar_abi::problem::Tier;
-use instar_qcow2::{check, describe, map, plan};
+use instar_qcow2::{check, describe, map, plan, survey};
 
 use crate::gate::fail;
 use crate::host::GateHost;
@@ -22,6 +22,10 @@ pub fn dispatch(boot: BootPage) -> ! {
         JobKind::Check => check::run(&mut host, &options),
         JobKind::Map => map::serve(&mut host),
         JobKind::Describe => describe::run(&mut host),
+        JobKind::Survey if boot.flags & FLAG_DUMP != 0 => {
+            survey::dump(&mut host, boot.flags & FLAG_MASK_NAMES != 0)
+        }
+        JobKind::Survey => survey::picture(&mut host),
         JobKind::Plan => match Tier::from_u32(boot.tier) {
             Some(tier) => plan::run(&mut host, &plan::Options { tier, decisions: Decisions(boot.decisions) }),
             None => refuse(format_args!("tier {} is not known", boot.tier)),

@@ -15,6 +15,7 @@ use instar_abi::cure::Cure;
 use instar_abi::extent::{Extent, MapOp, MapRequest};
 use instar_abi::finding::{ACTIVE, Finding, Owner, Table};
 use instar_abi::problem::{Problem, Severity};
+use instar_abi::region::Region;
 use instar_abi::summary::Outcome;
 use instar_qcow2::check;
 use instar_qcow2::host::{Host, Range};
@@ -116,6 +117,10 @@ impl Host for Native {
     fn barrier(&mut self) {}
 
     fn extent(&mut self, _: &Extent) {}
+
+    fn region(&mut self, _: &Region) {}
+
+    fn replace(&mut self, _: u64, _: &[u8]) {}
 
     fn inflated(&mut self, _: &[Result<&[u8], Problem>]) {}
 

@@ -9,6 +9,7 @@ use instar_abi::{
     extent::{Extent, MapRequest},
     finding::{Finding, Owner},
     problem::Problem,
+    region::Region,
 };
 
 /// One range of a vectored read, as the crate sees it: the bytes land one after the other in one buffer.
@@ -61,8 +62,14 @@ pub trait Host {
     /// What was staged before must be durable before what is staged after.
     fn barrier(&mut self);
 
-    /// Reports an extent of the range under way.
+    /// Reports an extent of the range under way, or of the active disk.
     fn extent(&mut self, extent: &Extent);
+
+    /// Tells who uses a part of the image.
+    fn region(&mut self, region: &Region);
+
+    /// Says what a copy without guest data holds in place of the image's bytes.
+    fn replace(&mut self, offset: u64, bytes: &[u8]);
 
     /// Hands over the clusters that the requests under way asked for, in their order; for what cannot be inflated,
     /// the reason.

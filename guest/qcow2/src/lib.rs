@@ -16,3 +16,4 @@ pub mod inflate;
 pub mod map;
 pub mod ondisk;
 pub mod plan;
+pub mod survey;

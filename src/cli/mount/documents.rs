@@ -1,7 +1,6 @@
 //! The texts under `.instar`: health, metrics, and maps of the damage.
 
 use std::fmt::Write as _;
-use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -9,6 +8,7 @@ use serde::Serialize;
 
 use crate::disk::{Disk, HealthCounts, Survey, merged};
 use crate::fuse::Document;
+use crate::report::mapfile;
 
 /// A disk with the name of its file.
 #[derive(Debug, Clone)]
@@ -155,56 +155,9 @@ impl Document for DamageMap {
     }
 }
 
-/// A mapfile that covers `size` bytes, of which those from `seen` on are known as far as they are damaged.
-fn mapfile(size: u64, seen: u64, damaged: &[Range<u64>]) -> String {
-    let mut text = String::from("# Mapfile. Created by instar-mount\n");
-    line(&mut text, format_args!("# current_pos  current_status  current_pass\n0x00000000  +  1"));
-    line(&mut text, format_args!("#      pos        size  status"));
-    let mut at = 0;
-    for range in damaged {
-        good(&mut text, at..range.start, seen);
-        block(&mut text, range.clone(), '-');
-        at = range.end;
-    }
-    good(&mut text, at..size, seen);
-    text
-}
-
-/// A range without damage, as far as it was looked at.
-fn good(text: &mut String, range: Range<u64>, seen: u64) {
-    let known = seen.clamp(range.start, range.end.max(range.start));
-    block(text, range.start..known, '+');
-    block(text, known..range.end, '?');
-}
-
-fn block(text: &mut String, range: Range<u64>, status: char) {
-    if range.start < range.end {
-        let len = range.end - range.start;
-        line(text, format_args!("0x{:08X}  0x{len:08X}  {status}", range.start));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn mapfile_covers_the_disk_without_a_gap() {
-        let text = mapfile(0x9000, 0x7000, &[0..0x1000, 0x2000..0x3000, 0x8000..0x8800]);
-        let blocks: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).skip(1).collect();
-        assert_eq!(
-            blocks,
-            [
-                "0x00000000  0x00001000  -",
-                "0x00001000  0x00001000  +",
-                "0x00002000  0x00001000  -",
-                "0x00003000  0x00004000  +",
-                "0x00007000  0x00001000  ?",
-                "0x00008000  0x00000800  -",
-                "0x00008800  0x00000800  ?"
-            ]
-        );
-    }
 
     #[test]
     fn label_of_a_hostile_name_stays_within_its_quotes() {

@@ -72,7 +72,7 @@ impl Answer {
 }
 
 /// What can be said of an extent alone.
-fn check_extent(extent: &Extent, files: &Files) -> Result<(), SandboxError> {
+pub(super) fn check_extent(extent: &Extent, files: &Files) -> Result<(), SandboxError> {
     let Extent { guest_offset, guest_len, host_offset, host_len, kind, file, problem, reserved } = *extent;
     let refuse = |what: String| Err(violation(format!("extent at {guest_offset:#x}: {what}")));
     let Some(kind) = ExtentKind::from_u32(kind) else {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use instar_abi::boot::JobKind;
 use instar_abi::cure::Cure;
-use instar_abi::finding::{ACTIVE, Finding};
+use instar_abi::extent::ExtentKind;
+use instar_abi::finding::{ACTIVE, Finding, Table};
 use instar_abi::layout::{ARENA_BASE, LARGE_PAGE};
 use instar_abi::problem::Problem;
 use proptest::prelude::*;
@@ -50,11 +51,25 @@ impl Backend for Zeros {
 #[derive(Debug, Default)]
 struct Strict {
     scope: Vec<(u64, u64)>,
+    mapped: u64,
 }
 
 impl Observer for Strict {
     fn finding(&mut self, _problem: Problem, finding: &Finding) {
         assert!(finding.count > 0 && finding.reserved == 0);
+    }
+
+    fn region(&mut self, _: Table, region: &instar_abi::region::Region) {
+        assert!(region.len > 0 && region.offset + region.len <= IMAGE_BYTES);
+    }
+
+    fn replace(&mut self, offset: u64, bytes: Vec<u8>) {
+        assert!(offset + bytes.len() as u64 <= IMAGE_BYTES);
+    }
+
+    fn extent(&mut self, kind: ExtentKind, extent: &Extent) {
+        assert!(extent.guest_offset == self.mapped && kind as u32 == extent.kind);
+        self.mapped += extent.guest_len;
     }
 
     fn scope(&mut self, _cure: Cure, ranges: &[(u64, u64)]) {
@@ -83,7 +98,7 @@ fn number() -> impl Strategy<Value = u64> {
 }
 
 fn one_call() -> impl Strategy<Value = (u32, u32, Vec<u64>)> {
-    let op = prop_oneof![9 => 1..16u32, 1 => any::<u32>()];
+    let op = prop_oneof![9 => 1..18u32, 1 => any::<u32>()];
     let count = prop_oneof![9 => 0..4u32, 1 => any::<u32>()];
     (op, count, prop::collection::vec(number(), 0..40))
 }
@@ -104,7 +119,7 @@ fn put(server: &Server, op: u32, count: u32, words: &[u64]) {
 proptest! {
     #[test]
     fn server_survives_any_sequence_of_calls(
-        kind in prop::sample::select(vec![JobKind::Check, JobKind::Plan, JobKind::Map, JobKind::Describe]),
+        kind in prop::sample::select(vec![JobKind::Check, JobKind::Plan, JobKind::Map, JobKind::Describe, JobKind::Survey]),
         calls in prop::collection::vec(one_call(), 1..20),
         op in 1u32..3,
     ) {

@@ -11,6 +11,7 @@ mod files;
 mod fuzz;
 mod report;
 mod steps;
+mod survey;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,8 +22,10 @@ use instar_abi::call::{
 };
 use instar_abi::extent::{Extent, MapOp, MapRequest};
 use instar_abi::finding::{Finding, Owner};
+use instar_abi::region::Region;
 use instar_abi::summary::{Outcome, Summary};
 use instar_abi::to_usize;
+use vm_memory::VolatileSlice;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::cage::{Cage, Deadline};
@@ -38,6 +41,7 @@ use files::Files;
 pub(super) use files::lengths;
 use report::Reports;
 use steps::Steps;
+use survey::Survey;
 
 /// Where the records of a call start in the call area.
 const RECORDS: u64 = size_of::<CallHeader>() as u64;
@@ -78,6 +82,7 @@ pub(super) struct Server {
     files: Files,
     reports: Reports,
     steps: Steps,
+    survey: Survey,
     pending: Option<Pending>,
     waited: bool,
     stats: RunStats,
@@ -98,6 +103,21 @@ fn charge(used: &mut u64, added: u64, limit: u64, what: &'static str) -> Result<
     if *used > limit { Err(SandboxError::Limit { what, limit }) } else { Ok(()) }
 }
 
+/// Bytes handed to an observer at once; longer ones come in pieces.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// Copies bytes for a place of the image out of the inmate's memory, piece by piece.
+fn in_pieces(offset: u64, bytes: &VolatileSlice<'_>, mut take: impl FnMut(u64, Vec<u8>)) {
+    for at in (0..bytes.len()).step_by(PIECE_BYTES) {
+        let len = (bytes.len() - at).min(PIECE_BYTES);
+        let mut piece = vec![0; len];
+        if let Ok(part) = bytes.subslice(at, len) {
+            part.copy_to(&mut piece);
+            take(offset + at as u64, piece);
+        }
+    }
+}
+
 /// Whether a job of this kind may make this call at all. A resident job that has `waited` for a request can only
 /// answer; before, it may say why it cannot.
 fn allowed(kind: JobKind, waited: bool, op: Op) -> bool {
@@ -106,7 +126,9 @@ fn allowed(kind: JobKind, waited: bool, op: Op) -> bool {
         Op::Finding | Op::Owner | Op::Text | Op::Done => !waited,
         Op::Snapshot => kind == JobKind::Describe,
         Op::Scope | Op::Stage | Op::Barrier => matches!(kind, JobKind::Plan | JobKind::Evil),
-        Op::Extent | Op::Inflated | Op::Next => kind == JobKind::Map,
+        Op::Region | Op::Replace => kind == JobKind::Survey,
+        Op::Extent => matches!(kind, JobKind::Map | JobKind::Survey),
+        Op::Inflated | Op::Next => kind == JobKind::Map,
     }
 }
 
@@ -121,6 +143,7 @@ impl Server {
             files: Files::new(job),
             reports: Reports::default(),
             steps: Steps::default(),
+            survey: Survey::default(),
             pending: None,
             waited: false,
             calls: 0,
@@ -229,10 +252,13 @@ impl Server {
             Op::Text => self.text(header.count, observer)?,
             Op::Extent => {
                 let extents = self.records::<Extent>(op, header.count)?;
-                let Some(Pending::Extents(answer)) = &mut self.pending else {
-                    return Err(violation("extents without a request"));
-                };
-                answer.extend(&extents, &self.files)?;
+                match &mut self.pending {
+                    _ if self.kind == JobKind::Survey => {
+                        self.survey.extents(&extents, &self.files, observer)?;
+                    }
+                    Some(Pending::Extents(answer)) => answer.extend(&extents, &self.files)?,
+                    _ => return Err(violation("extents without a request")),
+                }
             }
             Op::Inflated => {
                 let ranges = self.records::<InflatedRange>(op, header.count)?;
@@ -241,6 +267,11 @@ impl Server {
                 };
                 clusters.extend(&ranges, &self.memory)?;
             }
+            Op::Region => {
+                let regions = self.records::<Region>(op, header.count)?;
+                survey::regions(&regions, &self.files, observer)?;
+            }
+            Op::Replace => self.replace(header.count, observer)?,
             Op::Snapshot => report::snapshot(&self.one(op, header.count)?, observer)?,
             Op::Progress => report::progress(&self.one(op, header.count)?, observer)?,
             Op::Next => {
@@ -352,7 +383,19 @@ impl Server {
             let bytes = self.memory.arena(src, len).ok_or_else(|| {
                 violation(format!("stage: {len:#x} bytes from {src:#x} are not in the arena"))
             })?;
-            steps::hand_over(offset, &bytes, observer);
+            in_pieces(offset, &bytes, |at, piece| observer.stage(at, piece));
+        }
+        Ok(())
+    }
+
+    fn replace(&mut self, count: u32, observer: &mut dyn Observer) -> Result<(), SandboxError> {
+        for range in self.records::<StageRange>(Op::Replace, count)? {
+            self.survey.charge(&range, &self.files, &self.limits)?;
+            let StageRange { offset, len, src } = range;
+            let bytes = self.memory.arena(src, len).ok_or_else(|| {
+                violation(format!("replace: {len:#x} bytes from {src:#x} are not in the arena"))
+            })?;
+            in_pieces(offset, &bytes, |at, piece| observer.replace(at, piece));
         }
         Ok(())
     }

@@ -2,7 +2,6 @@
 
 use instar_abi::call::{ScopeRange, StageRange};
 use instar_abi::cure::Cure;
-use vm_memory::VolatileSlice;
 
 use super::super::error::SandboxError;
 use super::super::limits::Limits;
@@ -12,8 +11,6 @@ use super::{charge, violation};
 
 /// Most ranges in the scope of one step.
 const SCOPE_RANGES_MAX: u64 = 1 << 20;
-/// Bytes of one staged write as handed to the observer; longer ones come in pieces.
-const PIECE_BYTES: usize = 1 << 20;
 
 /// The open step and what was staged so far.
 ///
@@ -70,17 +67,5 @@ impl Steps {
             )));
         }
         charge(&mut self.bytes_staged, len, limits.bytes_staged, "bytes staged")
-    }
-}
-
-/// Copies staged bytes out of the inmate's memory, piece by piece.
-pub(super) fn hand_over(offset: u64, bytes: &VolatileSlice<'_>, observer: &mut dyn Observer) {
-    for at in (0..bytes.len()).step_by(PIECE_BYTES) {
-        let len = (bytes.len() - at).min(PIECE_BYTES);
-        let mut piece = vec![0; len];
-        if let Ok(part) = bytes.subslice(at, len) {
-            part.copy_to(&mut piece);
-            observer.stage(offset + at as u64, piece);
-        }
     }
 }

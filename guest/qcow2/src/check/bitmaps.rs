@@ -222,6 +222,19 @@ pub fn for_each_entry<H: Host>(
     bitmap: &BitmapRoot,
     mut each: impl FnMut(u64, u64, BitmapTableEntry, &mut Report),
 ) {
+    for_each_entry_in_turn(host, reader, report, bitmap, |_, index, at, entry, report| {
+        each(index, at, entry, report);
+    });
+}
+
+/// The same, for an `each` that has something to say to the host in between.
+pub fn for_each_entry_in_turn<H: Host>(
+    host: &mut H,
+    reader: &mut Reader,
+    report: &mut Report,
+    bitmap: &BitmapRoot,
+    mut each: impl FnMut(&mut H, u64, u64, BitmapTableEntry, &mut Report),
+) {
     let piece = BATCH_BYTES as u64 / 8;
     let mut first = 0;
     while first < bitmap.table_entries {
@@ -234,7 +247,7 @@ pub fn for_each_entry<H: Host>(
             }
             Bytes::Read(bytes) => {
                 for (index, raw) in (first..).zip(words(bytes)) {
-                    each(index, bitmap.table_offset + index * 8, BitmapTableEntry(raw), report);
+                    each(host, index, bitmap.table_offset + index * 8, BitmapTableEntry(raw), report);
                 }
             }
         }

@@ -33,7 +33,7 @@ pub(crate) mod recount;
 pub(crate) mod report;
 pub(crate) mod roots;
 mod shares;
-mod snapshots;
+pub(crate) mod snapshots;
 mod suspects;
 pub(crate) mod tally;
 mod triage;

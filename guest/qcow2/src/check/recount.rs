@@ -47,6 +47,18 @@ pub fn recount<H: Host>(
     reader: &mut Reader,
     image: &Image,
     roots: &Roots,
+    take: impl FnMut(&mut H, &mut Reader, &Window<'_>),
+) {
+    recount_during(Phase::Planning, host, reader, image, roots, take);
+}
+
+/// [`recount`], as a part of this phase of a job.
+pub fn recount_during<H: Host>(
+    phase: Phase,
+    host: &mut H,
+    reader: &mut Reader,
+    image: &Image,
+    roots: &Roots,
     mut take: impl FnMut(&mut H, &mut Reader, &Window<'_>),
 ) {
     let mut report = Report::new(true);
@@ -54,7 +66,7 @@ pub fn recount<H: Host>(
     let (mut first, mut pass) = (0, 0);
     loop {
         let mut counts = Counts::new(first, image.bounds.clusters(), host.memory_budget() / 3);
-        references(host, reader, &mut report, image, roots, &mut counts, (Phase::Planning, pass));
+        references(host, reader, &mut report, image, roots, &mut counts, (phase, pass));
         let next = counts.next_window().map(|cluster| cluster & !(CHUNK_CLUSTERS - 1));
         let window = Window { counts: &counts, clusters: counts.first()..next.unwrap_or(u64::MAX), pass };
         take(host, reader, &window);

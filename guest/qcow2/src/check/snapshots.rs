@@ -268,7 +268,7 @@ fn check_sizes(
 }
 
 /// Two independent FNV-1a style hashes of an id.
-fn hash(bytes: &[u8]) -> (u64, u64) {
+pub fn hash(bytes: &[u8]) -> (u64, u64) {
     bytes.iter().fold((0xcbf2_9ce4_8422_2325, 0x9e37_79b9_7f4a_7c15), |(a, b), byte| {
         let byte = u64::from(*byte);
         (

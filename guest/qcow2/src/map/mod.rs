@@ -22,6 +22,7 @@ use instar_abi::summary::{Outcome, Summary};
 
 use crate::describe::{self, Roots};
 use crate::host::Host;
+use crate::ondisk::l2::L2Format;
 use emit::{Emitter, Plain};
 use inflate::Clusters;
 use l1::L1Table;
@@ -76,6 +77,27 @@ pub fn serve<H: Host>(host: &mut H) -> Summary {
             }
         }
     }
+}
+
+/// Names all extents of the active disk, from its first byte to its last one or behind it. Nothing is named of an
+/// image whose header cannot be read.
+pub(crate) fn active_disk<H: Host>(host: &mut H) {
+    let Ok(roots) = Roots::load(host) else { return };
+    let size = roots.header.virtual_size;
+    let (mapped, problem) = match L1Table::active(host, &roots.header) {
+        Err(fault) => (0, fault.problem),
+        Ok(active) => {
+            let mut structures = Structures::load(host, &roots, &active);
+            let reach = L2Format::of(&roots.header).table_reach_bytes();
+            let mapped = active.entries().saturating_mul(reach).min(size);
+            walk::translate(host, &roots.header, &active, &mut structures, 0..mapped);
+            (mapped, Problem::HeaderL1Size)
+        }
+    };
+    // What no entry stands for is one extent, however much of it the header claims.
+    let mut out = Emitter::default();
+    out.put(host, mapped..size, Plain::Damaged(problem));
+    out.finish(host);
 }
 
 /// The L1 table of a snapshot; the one used last is kept.

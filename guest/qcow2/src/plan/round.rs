@@ -12,6 +12,7 @@ use instar_abi::cure::Cure;
 use instar_abi::extent::{Extent, MapRequest};
 use instar_abi::finding::{Finding, Owner};
 use instar_abi::problem::Problem;
+use instar_abi::region::Region;
 
 use super::guard::Guard;
 use crate::host::{Host, Range};
@@ -141,6 +142,14 @@ impl<H: Host> Host for Round<'_, H> {
 
     fn extent(&mut self, extent: &Extent) {
         self.host.extent(extent);
+    }
+
+    fn region(&mut self, region: &Region) {
+        self.host.region(region);
+    }
+
+    fn replace(&mut self, offset: u64, bytes: &[u8]) {
+        self.host.replace(offset, bytes);
     }
 
     fn inflated(&mut self, clusters: &[Result<&[u8], Problem>]) {

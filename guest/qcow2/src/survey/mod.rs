@@ -1,0 +1,97 @@
+//! The survey: who uses which part of the file, and either what the active disk is made of, or what a copy without
+//! guest data holds.
+//!
+//! ```text
+//! regions    every use of every cluster, from the counts of the check            places, tables
+//! picture    the extents of the active disk                                      crate::map
+//! dump       lost tables, stand-ins, names                                       orphans, names
+//! ```
+//!
+//! Invariant: a part of the file is marked as one that may be copied only where nothing refers to it as guest data
+//! and where it reads like what it is said to be; every other part that a check reads is marked as left out.
+//!
+//! What this does not do: it judges nothing, tells no findings but the one that keeps it from looking at all, and
+//! hands over no byte of the image but those of [`Host::replace`].
+
+mod judge;
+mod names;
+mod orphans;
+mod places;
+mod tables;
+
+use instar_abi::boot::FILE_IMAGE;
+use instar_abi::call::Phase;
+use instar_abi::finding::Table;
+use instar_abi::problem::Problem;
+use instar_abi::region::{COPIED, Region};
+use instar_abi::summary::Summary;
+
+use crate::check::reader::Reader;
+use crate::check::recount::recount_during;
+use crate::check::report::Report;
+use crate::check::roots::{self, Image, Roots};
+use crate::facts;
+use crate::host::Host;
+use crate::map;
+use crate::ondisk::Fault;
+use crate::ondisk::header::FIXED_BYTES;
+use places::Places;
+
+/// Tells who uses which part of the file, then what the active disk is made of.
+pub fn picture<H: Host>(host: &mut H) -> Summary {
+    match regions(host) {
+        Ok((_, _, summary)) => {
+            map::active_disk(host);
+            summary
+        }
+        Err(fault) => refused(host, &fault),
+    }
+}
+
+/// Tells what a copy of the image without guest data holds; with `mask_names`, without names too.
+pub fn dump<H: Host>(host: &mut H, mask_names: bool) -> Summary {
+    let (mut reader, image, summary) = match regions(host) {
+        Ok(found) => found,
+        Err(fault) => {
+            let len = host.file_len(FILE_IMAGE).unwrap_or(0).min(FIXED_BYTES as u64);
+            if fault.problem != Problem::NotQcow2 && len > 0 {
+                host.region(&Region { offset: 0, len, table: Table::Header as u32, flags: COPIED });
+            }
+            return refused(host, &fault);
+        }
+    };
+    orphans::tell(host, &mut reader, &image);
+    if let Some(crypto) = image.extensions.crypto {
+        names::keep_crypto_magic(host, &mut reader, &image, crypto.offset);
+    }
+    if mask_names {
+        names::mask(host, &mut reader, &image);
+    }
+    summary
+}
+
+/// Tells of all regions.
+fn regions<H: Host>(host: &mut H) -> Result<(Reader, Image, Summary), Fault> {
+    let mut reader = Reader::new(host.file_len(FILE_IMAGE).unwrap_or(0));
+    let mut report = Report::new(true);
+    let image = roots::open(host, &mut reader, &mut report)?;
+    let roots = Roots::find(host, &mut reader, &mut report, &image);
+    let has_cut_snapshots = report.seen().has(Problem::SnapshotTableTruncated);
+    recount_during(Phase::Survey, host, &mut reader, &image, &roots, |host, reader, window| {
+        let places = Places { image: &image, roots: &roots, window };
+        places.tell_data(host);
+        places.tell_header(host);
+        places.tell_regions(host, reader, has_cut_snapshots);
+        places.tell_blocks(host, reader);
+        places.tell_bitmap_data(host, reader);
+        tables::tell(host, reader, &places);
+    });
+    let bitmaps = image.extensions.bitmaps.map_or(0, |extension| extension.bitmaps);
+    let summary = facts::of_header(&image.header, bitmaps);
+    Ok((reader, image, summary))
+}
+
+fn refused<H: Host>(host: &mut H, fault: &Fault) -> Summary {
+    host.finding(&fault.finding());
+    facts::of_refusal(fault, 1)
+}
