@@ -82,7 +82,8 @@ fn map_of_damage_exits_as_check_and_shows_where_it_is() {
     let folder = tempfile::tempdir().unwrap();
     let cages = program::cages();
     let recipes = RECIPES.iter().filter(|recipe| recipe.options.is_empty() && recipe.exit != 63);
-    for (recipe, cage) in recipes.zip(cages.iter().cycle()) {
+    // A third of them is a sample of every structure, and takes half a minute.
+    for (recipe, cage) in recipes.step_by(3).zip(cages.iter().cycle()) {
         let image = recipe.make(folder.path());
         let output = tools::run(&mut map(&image, cage, &["--output=json"]));
         assert_eq!(tools::code(&output), recipe.exit, "{}: {}", recipe.name, tools::stderr(&output));
