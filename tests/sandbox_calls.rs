@@ -15,11 +15,15 @@ use instar_abi::call::{
     TextHeader,
 };
 use instar_abi::cure::Cure;
+use instar_abi::extent::{Extent, ExtentKind};
 use instar_abi::finding::{ACTIVE, Finding, NONE, Owner};
 use instar_abi::layout::{ARENA_BASE, BOOT, CALL, SMALL_BASE};
+use instar_abi::region::Region;
 use instar_abi::summary::{Outcome, Summary};
 use instar_mount::sandbox::error::SandboxError;
 use instar_mount::sandbox::observer::{Ignore, Observer};
+use zerocopy::FromZeros as _;
+
 use sandbox_support::{ARENA_BYTES, SURVIVED, cages, call, deed, evil_job, raw_call, run};
 
 /// A name, the calls that an inmate makes one after the other, and what the error must say; `None` for calls that
@@ -56,7 +60,7 @@ fn call_with_a_forged_header_is_refused() {
         JobKind::Check,
         &[
             ("no op", vec![header(0, 0, [0; 3])], Some("unknown op 0")),
-            ("unknown op", vec![header(16, 0, [0; 3])], Some("unknown op 16")),
+            ("unknown op", vec![header(99, 0, [0; 3])], Some("unknown op 99")),
             ("largest op", vec![header(u32::MAX, 0, [0; 3])], Some("unknown op 4294967295")),
             ("reserved word", vec![header(10, 1, [0, 7, 0])], Some("reserved words")),
             ("no records", vec![header(1, 0, [0; 3])], Some("0 records")),
@@ -66,6 +70,30 @@ fn call_with_a_forged_header_is_refused() {
             ("two summaries", vec![header(12, 2, [0; 3])], Some("2 records, must be 1")),
         ],
     );
+}
+
+#[test]
+fn survey_of_bytes_that_are_not_there_is_refused() {
+    let region = |offset, len, table, flags| call(Op::Region, 1, &[Region { offset, len, table, flags }]);
+    let replace = |offset, src| call(Op::Replace, 1, &[StageRange { offset, len: 1, src }]);
+    let hole = |guest_offset| {
+        let kind = ExtentKind::Hole as u32;
+        call(Op::Extent, 1, &[Extent { guest_offset, guest_len: 512, kind, ..Extent::new_zeroed() }])
+    };
+    let cases: &[Case] = &[
+        ("all of it", vec![region(0, IMAGE_BYTES, 3, 4), replace(0, ARENA_BASE), hole(0), hole(512)], None),
+        ("too long", vec![region(0, IMAGE_BYTES + 1, 3, 4)], Some("not all in file 0")),
+        ("empty", vec![region(0, 0, 3, 4)], Some("is empty")),
+        ("unknown table", vec![region(0, 1, 99, 4)], Some("table 99")),
+        ("unknown flag", vec![region(0, 1, 3, 1 << 31)], Some("must be known")),
+        ("replace past the end", vec![replace(IMAGE_BYTES, ARENA_BASE)], Some("not all in file 0")),
+        ("replace from nowhere", vec![replace(0, ARENA_BASE - 1)], Some("not in the arena")),
+        ("gap", vec![hole(0), hole(1024)], Some("does not continue")),
+        ("write", vec![call(Op::Stage, 1, &[0_u64; 3])], Some("call Stage is not for a Survey job")),
+    ];
+    table(JobKind::Survey, cases);
+    let foreign = [("region", vec![region(0, 1, 3, 4)], Some("call Region is not for a Check job"))];
+    table(JobKind::Check, &foreign);
 }
 
 #[test]
