@@ -45,9 +45,10 @@ docs-fresh: ## fail where a generated document is stale
 	$(CARGO) test --locked --test docs
 	$(CARGO) test --locked --lib schema_in_docs
 
-bench: ## time the check against qemu-img's, side by side
-	@scripts/need qemu-img=qemu-utils time=time cc=gcc
+bench: ## time the check against qemu-img's, and reads against qemu-storage-daemon's, side by side
+	@scripts/need qemu-img=qemu-utils qemu-storage-daemon=qemu-system-common fusermount3=fuse3 fio=fio time=time cc=gcc
 	$(CARGO) bench --locked --bench check
+	$(CARGO) bench --locked --bench reads
 
 fuzz: ## hostile images for T seconds (default 60); needs the nightly toolchain
 	@scripts/need qemu-img=qemu-utils qemu-io=qemu-utils cc=gcc c++=g++
