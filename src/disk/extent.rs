@@ -10,6 +10,8 @@ use instar_abi::extent::{Extent, ExtentKind};
 use instar_abi::problem::Problem;
 use thiserror::Error;
 
+use super::source::Payload;
+
 /// Most bytes that one compressed cluster can inflate to: the largest cluster of the format.
 const COMPRESSED_GUEST_BYTES_MAX: u64 = 2 << 20;
 
@@ -68,6 +70,12 @@ impl Place {
             Self::Data { file, offset } => Self::Data { file, offset: offset.saturating_add(skipped_bytes) },
             other => other,
         }
+    }
+}
+
+impl From<Payload> for Place {
+    fn from(payload: Payload) -> Self {
+        Self::Compressed { offset: payload.offset, len: payload.len }
     }
 }
 

@@ -1,4 +1,4 @@
-//! A source that is started anew when it dies.
+//! A source that is started when it is first asked, and started anew when it dies.
 //!
 //! Invariant: the source is started at most [`RESTARTS_MAX`] times more in its life, and once for one request, so that
 //! an image which kills every cage costs a bounded time and then reads as I/O errors. Each restart is counted.
@@ -22,7 +22,8 @@ type Start = Box<dyn FnMut() -> Result<Box<dyn ExtentSource>, SandboxError> + Se
 /// See the module's documentation.
 pub struct Revived {
     start: Start,
-    source: Box<dyn ExtentSource>,
+    /// `None` before the first question.
+    source: Option<Box<dyn ExtentSource>>,
     restarts: Arc<AtomicU64>,
 }
 
@@ -39,7 +40,15 @@ impl Revived {
         source: Box<dyn ExtentSource>,
         start: impl FnMut() -> Result<Box<dyn ExtentSource>, SandboxError> + Send + 'static,
     ) -> Self {
-        Self { start: Box::new(start), source, restarts: Arc::default() }
+        Self { start: Box::new(start), source: Some(source), restarts: Arc::default() }
+    }
+
+    /// A source that is started when somebody asks it.
+    #[must_use]
+    pub fn asleep(
+        start: impl FnMut() -> Result<Box<dyn ExtentSource>, SandboxError> + Send + 'static,
+    ) -> Self {
+        Self { start: Box::new(start), source: None, restarts: Arc::default() }
     }
 
     /// How often it was started anew.
@@ -53,7 +62,11 @@ impl Revived {
         &mut self,
         mut question: impl FnMut(&mut dyn ExtentSource) -> Result<T, SandboxError>,
     ) -> Result<T, SandboxError> {
-        let error = match question(&mut *self.source) {
+        let source = match &mut self.source {
+            Some(source) => source,
+            none => none.insert((self.start)()?),
+        };
+        let error = match question(&mut **source) {
             Ok(answer) => return Ok(answer),
             Err(error) => error,
         };
@@ -62,8 +75,7 @@ impl Revived {
         }
         warn!(%error, "the cage has ended and is started anew");
         self.restarts.fetch_add(1, Ordering::Relaxed);
-        self.source = (self.start)()?;
-        question(&mut *self.source)
+        question(&mut **self.source.insert((self.start)()?))
     }
 }
 
@@ -126,6 +138,16 @@ mod tests {
             source.map(0, 0, 1, &mut Vec::new()).unwrap();
         }
         assert_eq!(restarts.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn source_that_sleeps_is_started_by_the_first_question() {
+        let mut source = Revived::asleep(|| Ok(mortal(2)));
+        let restarts = source.restarts();
+        for _ in 0..3 {
+            source.map(0, 0, 1, &mut Vec::new()).unwrap();
+        }
+        assert_eq!(restarts.load(Ordering::Relaxed), 1, "the first start is none");
     }
 
     #[test]

@@ -5,12 +5,14 @@
 //! used since the hand last passed is dropped first (CLOCK).
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::io;
 use std::sync::Arc;
 
 use instar_abi::extent::{INFLATED_BYTES_MAX, REQUESTS_MAX};
 use instar_abi::problem::Problem;
 use instar_abi::to_usize;
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
+use tracing::warn;
 
 use super::source::{ExtentSource, Inflated, Payload};
 use crate::sandbox::error::SandboxError;
@@ -20,6 +22,8 @@ pub type SharedSource = Arc<Mutex<Box<dyn ExtentSource>>>;
 
 /// Memory that an entry costs besides its cluster.
 const ENTRY_BYTES: usize = 128;
+/// Payloads that are worth a second source's time.
+const SHARED_MIN: usize = 4;
 
 #[derive(Debug)]
 struct Entry {
@@ -86,7 +90,7 @@ impl Unpacker {
         }
         let claim = Claim::new(self, &mut kept, payload, ahead);
         drop(kept);
-        let inflated = self.free_source().inflate(&claim.payloads, self.cluster_bytes)?;
+        let inflated = self.work(&claim.payloads)?;
         let mut wanted = None;
         let mut kept = self.kept.lock();
         for (&payload, cluster) in claim.payloads.iter().zip(inflated) {
@@ -101,10 +105,39 @@ impl Unpacker {
         Ok(wanted.unwrap_or_else(|| Arc::new(Err(Problem::ReadError))))
     }
 
-    /// A source that nobody uses, or the first one once it is free.
-    fn free_source(&self) -> MutexGuard<'_, Box<dyn ExtentSource>> {
-        self.sources.iter().find_map(|source| source.try_lock()).unwrap_or_else(|| self.sources[0].lock())
+    /// Inflates through a source that nobody uses, and where there is much to do through another such one too.
+    fn work(&self, payloads: &[Payload]) -> Result<Vec<Inflated>, SandboxError> {
+        let mut free = (0..self.sources.len()).filter(|&index| !self.sources[index].is_locked());
+        let first = free.next().unwrap_or(0);
+        let Some(second) = free.next().filter(|_| payloads.len() >= SHARED_MIN) else {
+            return self.ask(first, payloads);
+        };
+        let (own, others) = payloads.split_at(payloads.len().div_ceil(2));
+        std::thread::scope(|scope| {
+            let others = std::thread::Builder::new().spawn_scoped(scope, || self.ask(second, others));
+            let others = others.map_err(|source| host("start a thread to inflate on", source))?;
+            let mut inflated = self.ask(first, own)?;
+            let died = |_| host("inflate on another thread, which panicked", io::ErrorKind::Other.into());
+            inflated.extend(others.join().map_err(died)??);
+            Ok(inflated)
+        })
     }
+
+    /// Asks one source, and the first one in its place if it cannot.
+    fn ask(&self, index: usize, payloads: &[Payload]) -> Result<Vec<Inflated>, SandboxError> {
+        let answer = self.sources[index].lock().inflate(payloads, self.cluster_bytes);
+        match answer {
+            Err(error) if index > 0 => {
+                warn!(%error, "one cage less inflates");
+                self.sources[0].lock().inflate(payloads, self.cluster_bytes)
+            }
+            answer => answer,
+        }
+    }
+}
+
+fn host(action: &str, source: io::Error) -> SandboxError {
+    SandboxError::Host { action: action.into(), source }
 }
 
 /// Payloads in work; they no longer are when this is dropped.

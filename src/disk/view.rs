@@ -13,7 +13,7 @@ use tracing::warn;
 use super::cache::Cache;
 use super::extent::Place;
 use super::health::{Event, Health};
-use super::source::Payload;
+use super::source::{Inflated, Payload};
 use super::unpack::{SharedSource, Unpacker};
 use crate::image::Backend;
 
@@ -70,14 +70,27 @@ pub enum Stop {
     Source,
 }
 
+/// A cluster that a read inflated and of which it used a part.
+#[derive(Debug, Clone)]
+pub struct LeftOver {
+    /// First guest byte.
+    pub offset: u64,
+    /// Guest bytes that the disk has of it.
+    pub len: usize,
+    /// Its bytes.
+    pub cluster: Arc<Inflated>,
+}
+
 /// What a read came to: the first `filled` bytes of the buffer are right, and `stopped` says why it is not more.
 /// Without `stopped`, the end of the disk is the reason, if the buffer is not full.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct ReadOutcome {
     /// Bytes served.
     pub filled: usize,
     /// Why not more.
     pub stopped: Option<Stop>,
+    /// More of this disk that is known now.
+    pub left_over: Option<LeftOver>,
 }
 
 impl Disk {
@@ -167,26 +180,26 @@ impl Disk {
     /// As [`Disk::read`] for a reader whose `health` is not this disk's; a stop is for the reader to count.
     fn fill(&self, offset: u64, into: &mut [u8], health: &Health) -> ReadOutcome {
         let left = to_usize(self.size_bytes.saturating_sub(offset).min(into.len() as u64));
-        let (mut filled, into) = (0, &mut into[..left]);
-        while filled < into.len() {
-            let at = offset + filled as u64;
-            let part = self.read_piece(at, &mut into[filled..], health);
-            filled += part.filled;
-            if part.stopped.is_some() {
-                return ReadOutcome { filled, stopped: part.stopped };
-            }
+        let into = &mut into[..left];
+        let mut all = ReadOutcome::default();
+        while all.filled < into.len() && all.stopped.is_none() {
+            let at = offset + all.filled as u64;
+            let part = self.read_piece(at, &mut into[all.filled..], health);
+            all.filled += part.filled;
+            all.stopped = part.stopped;
+            all.left_over = part.left_over.or(all.left_over);
         }
-        ReadOutcome { filled, stopped: None }
+        all
     }
 
     /// Reads from guest byte `at`, which is on the disk, to the end of what that byte is a part of.
     fn read_piece(&self, at: u64, into: &mut [u8], health: &Health) -> ReadOutcome {
         let piece = match self.piece(at) {
             Ok(piece) => piece,
-            Err(stop) => return ReadOutcome { filled: 0, stopped: Some(stop) },
+            Err(stop) => return Err(stop).into(),
         };
         if let Place::Compressed { offset, len } = piece.place {
-            return self.read_compressed(at, Payload { offset, len }, piece.len, into, health).into();
+            return self.read_compressed(at, Payload { offset, len }, piece.len, into, health);
         }
         let bytes = to_usize(piece.len.min(into.len() as u64));
         let into = &mut into[..bytes];
@@ -208,12 +221,13 @@ impl Disk {
     fn read_hole(&self, at: u64, into: &mut [u8], health: &Health) -> ReadOutcome {
         let below = match &self.backing {
             Some(backing) => backing.fill(at, into, health),
-            None => ReadOutcome { filled: 0, stopped: None },
+            None => ReadOutcome::default(),
         };
         if below.stopped.is_some() {
             return below;
         }
         into[below.filled..].fill(0);
+        // What is left over below may lie under clusters of this disk.
         Ok(into.len()).into()
     }
 
@@ -238,29 +252,48 @@ impl Disk {
         len: u64,
         into: &mut [u8],
         health: &Health,
-    ) -> Result<usize, Stop> {
+    ) -> ReadOutcome {
         let skipped = at % self.cluster_bytes;
         let bytes = to_usize(len.min(self.cluster_bytes - skipped).min(into.len() as u64));
-        let cluster = match self.unpacker.kept(payload) {
-            Some(cluster) => cluster,
-            None => {
-                let ahead = self.payloads(at + bytes as u64..at + into.len() as u64);
-                self.unpacker.inflate(payload, &ahead).map_err(|error| {
-                    warn!(guest_offset = at, %error, "the cage inflated nothing");
-                    Stop::Source
-                })?
-            }
+        let kept = self.unpacker.kept(payload);
+        let is_new = kept.is_none();
+        let inflated = kept.map_or_else(|| self.inflate(at, payload, at + bytes as u64, into.len()), Ok);
+        let cluster = match inflated {
+            Ok(cluster) => cluster,
+            Err(stop) => return Err(stop).into(),
         };
         let into = &mut into[..bytes];
-        match &*cluster {
-            Ok(cluster) => {
-                let part = cluster.get(to_usize(skipped)..).and_then(|rest| rest.get(..bytes));
-                into.copy_from_slice(part.ok_or(Stop::Source)?);
-            }
-            Err(Problem::ReadError) => return Err(Stop::Io(io::ErrorKind::Other.into())),
-            Err(problem) => self.read_damaged(at, *problem, into, health)?,
-        }
-        Ok(bytes)
+        let done = match &*cluster {
+            Ok(cluster) => match cluster.get(to_usize(skipped)..).and_then(|rest| rest.get(..bytes)) {
+                Some(part) => {
+                    into.copy_from_slice(part);
+                    Ok(())
+                }
+                None => Err(Stop::Source),
+            },
+            Err(Problem::ReadError) => Err(Stop::Io(io::ErrorKind::Other.into())),
+            Err(problem) => self.read_damaged(at, *problem, into, health),
+        };
+        let left_over = (is_new && cluster.is_ok()).then(|| self.left_over(at - skipped, payload, cluster));
+        ReadOutcome { left_over: left_over.flatten(), ..done.map(|()| bytes).into() }
+    }
+
+    /// Inflates what guest byte `at` is made of, together with what will be wanted after `next`: `wanted` bytes from
+    /// `at` on.
+    fn inflate(&self, at: u64, payload: Payload, next: u64, wanted: usize) -> Result<Arc<Inflated>, Stop> {
+        let ahead = self.payloads(next..at + wanted as u64);
+        self.unpacker.inflate(payload, &ahead).map_err(|error| {
+            warn!(guest_offset = at, %error, "the cage inflated nothing");
+            Stop::Source
+        })
+    }
+
+    /// The cluster from guest byte `start` on, if all of it is made of this payload.
+    fn left_over(&self, start: u64, payload: Payload, cluster: Arc<Inflated>) -> Option<LeftOver> {
+        let len = self.cluster_bytes.min(self.size_bytes.checked_sub(start)?);
+        let piece = self.cache.piece(start)?;
+        let is_whole = piece.place == Place::from(payload) && piece.len >= len;
+        is_whole.then(|| LeftOver { offset: start, len: to_usize(len), cluster })
     }
 
     /// What is compressed in `range`, as far as its extents are known and it is worth asking for at once.
@@ -289,8 +322,8 @@ impl Disk {
 impl From<Result<usize, Stop>> for ReadOutcome {
     fn from(done: Result<usize, Stop>) -> Self {
         match done {
-            Ok(filled) => Self { filled, stopped: None },
-            Err(stop) => Self { filled: 0, stopped: Some(stop) },
+            Ok(filled) => Self { filled, ..Self::default() },
+            Err(stop) => Self { stopped: Some(stop), ..Self::default() },
         }
     }
 }

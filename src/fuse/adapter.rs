@@ -21,8 +21,9 @@ use fuser::{
 use instar_abi::to_usize;
 
 use super::errno;
+use super::store::Storing;
 use super::tree::{Content, ROOT, Tree};
-use crate::disk::Disk;
+use crate::disk::{Disk, LeftOver};
 
 /// How long the kernel may keep what cannot change.
 const FOREVER: Duration = Duration::from_secs(24 * 3600);
@@ -40,6 +41,7 @@ thread_local! {
 #[derive(Debug, Clone)]
 pub(super) struct Adapter {
     pub tree: Arc<Tree>,
+    pub storing: Storing,
 }
 
 impl Adapter {
@@ -84,8 +86,8 @@ impl Adapter {
     }
 }
 
-/// Reads a disk for the kernel; `direct` as the module documentation says.
-fn read_disk(disk: &Disk, offset: u64, size: u32, direct: bool, reply: ReplyData) {
+/// Reads a disk for the kernel; `direct` as the module documentation says. What was inflated besides is returned.
+fn read_disk(disk: &Disk, offset: u64, size: u32, direct: bool, reply: ReplyData) -> Option<LeftOver> {
     REPLY.with_borrow_mut(|buffer| {
         let size = to_usize(u64::from(size));
         if buffer.len() < size {
@@ -96,7 +98,8 @@ fn read_disk(disk: &Disk, offset: u64, size: u32, direct: bool, reply: ReplyData
             Some(stop) if !direct || outcome.filled == 0 => reply.error(errno::of_stop(&stop)),
             _ => reply.data(&buffer[..outcome.filled]),
         }
-    });
+        outcome.left_over
+    })
 }
 
 fn seek_disk(disk: &Disk, offset: i64, whence: i32) -> Result<i64, Errno> {
@@ -178,7 +181,13 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         match self.content(ino) {
-            Ok(Content::Disk { disk, .. }) => read_disk(disk, offset, size, lock_owner.is_some(), reply),
+            Ok(Content::Disk { disk, .. }) => {
+                let direct = lock_owner.is_some();
+                let left_over = read_disk(disk, offset, size, direct, reply);
+                if let Some(cluster) = left_over.filter(|_| !direct) {
+                    self.storing.put(ino, cluster, offset..offset.saturating_add(size.into()));
+                }
+            }
             Ok(Content::Document(document)) => {
                 let bytes = document.render();
                 let from = to_usize(offset).min(bytes.len());

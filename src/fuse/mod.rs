@@ -8,6 +8,7 @@ mod errno;
 mod helper;
 mod mountpoint;
 mod session;
+mod store;
 mod tree;
 
 pub use mountpoint::{MountPoint, MountPointError};

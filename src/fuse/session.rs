@@ -20,6 +20,7 @@ use tracing::debug;
 use super::adapter::Adapter;
 use super::helper::{Held, Reserved};
 use super::mountpoint::MountPoint;
+use super::store;
 use super::tree::Tree;
 
 /// Threads that read requests: more than two were measured to get into each other's way.
@@ -100,11 +101,16 @@ impl Mounted {
     /// [`SessionError::Mount`] and [`SessionError::Silent`].
     pub fn new(tree: Tree, point: &MountPoint, name: &str, admitted: Admitted) -> Result<Self, SessionError> {
         let path = point.path().to_path_buf();
-        let adapter = Adapter { tree: Arc::new(tree) };
+        let (storing, stored) = store::channel();
+        let adapter = Adapter { tree: Arc::new(tree), storing };
         let reserved = Reserved::new();
         let (session, auto_unmount) = open(&adapter, &path, name, admitted)
             .map_err(|error| SessionError::Mount { path: path.clone(), source: on_one_line(error) })?;
         let session = session.spawn().map_err(|source| SessionError::Mount { path: path.clone(), source })?;
+        drop(adapter);
+        stored
+            .start(session.notifier())
+            .map_err(|source| SessionError::Mount { path: path.clone(), source })?;
         // Without it the mount works all the same.
         let held = reserved.and_then(Reserved::hold).unwrap_or_else(|error| {
             debug!(%error, "the helper's socket is not held");

@@ -17,9 +17,9 @@ use super::super::inspect::Inspector;
 use super::super::options::{CageArgs, MountOptions};
 use super::super::say;
 use super::error::MountError;
-use super::{EXTENT_CACHE_BYTES, UNPACKED_BYTES, revived};
+use super::{EXTENT_CACHE_BYTES, Sources, UNPACKED_BYTES};
 use crate::chain::{self, CageDescriber, Chain, Format, Member};
-use crate::disk::{Disk, DiskFiles, RawFile, Revived, SharedSource, Unpacker};
+use crate::disk::{Disk, DiskFiles, RawFile, SharedSource, Unpacker};
 use crate::error::Error;
 use crate::image::ImageHandle;
 use crate::report::{CheckReport, Verdict, Watch, escape_path, headline};
@@ -91,13 +91,13 @@ impl Below {
                 Ok(Disk::new(files, source, ACTIVE, member.virtual_size, RAW_CLUSTER_BITS, cache_bytes))
             }
             Format::Qcow2 => {
-                let (report, source) = mapped(options, member)?;
-                self.restarts.push(source.restarts());
+                let (report, sources) = mapped(options, member)?;
+                self.restarts.extend(sources.restarts);
                 self.is_damaged |= !matches!(report.verdict(), Verdict::Consistent | Verdict::Leaks);
-                let source: SharedSource = Arc::new(Mutex::new(Box::new(source)));
+                let source = sources.all[0].clone();
                 let (size_bytes, bits) = (report.summary.virtual_size, report.summary.cluster_bits);
                 let cluster_bytes = report.cluster_bytes().unwrap_or(0);
-                let unpacker = Unpacker::new(vec![source.clone()], cluster_bytes, UNPACKED_BYTES / share);
+                let unpacker = Unpacker::new(sources.all, cluster_bytes, UNPACKED_BYTES / share);
                 let disk =
                     Disk::new([Some(file), None, None, None], source, ACTIVE, size_bytes, bits, cache_bytes);
                 Ok(disk.with_unpacker(Arc::new(unpacker)))
@@ -107,7 +107,7 @@ impl Below {
 }
 
 /// Checks a QCOW2 member, and starts the cage that maps it.
-fn mapped(options: &MountOptions, member: &Member) -> Result<(CheckReport, Revived), Error> {
+fn mapped(options: &MountOptions, member: &Member) -> Result<(CheckReport, Sources), Error> {
     // The data file that was given is the top's.
     let cage = CageArgs { data_file: None, ..options.cage.clone() };
     let inspector = Inspector::new(&member.handle, &cage, Watch::people(options.quiet))?;
@@ -127,5 +127,5 @@ fn mapped(options: &MountOptions, member: &Member) -> Result<(CheckReport, Reviv
     if report.verdict() != Verdict::Consistent {
         say::to_person(&format!("warning: {}: {}", escape_path(&member.path), headline(&report)));
     }
-    Ok((report, revived(source, &job, inspector.choice())))
+    Ok((report, Sources::new(source, &job, inspector.choice())))
 }

@@ -4,12 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use instar_abi::finding::ACTIVE;
-use parking_lot::Mutex;
 
 use super::below::Below;
 use super::snapshots::Snapshot;
-use super::{EXTENT_CACHE_BYTES, UNPACKED_BYTES};
-use crate::disk::{Disk, DiskFiles, OnDamage, Revived, SharedSource, Unpacker};
+use super::{EXTENT_CACHE_BYTES, Sources, UNPACKED_BYTES};
+use crate::disk::{Disk, DiskFiles, OnDamage, Unpacker};
 use crate::report::CheckReport;
 use crate::sandbox::job::Job;
 
@@ -32,17 +31,17 @@ impl Disks {
     pub fn new(
         report: &CheckReport,
         job: &Job,
-        source: Revived,
+        sources: Sources,
         snapshots: Vec<Snapshot>,
         below: &Below,
         on_damage: OnDamage,
     ) -> Self {
         let summary = &report.summary;
         let files: DiskFiles = [Some(job.image.clone()), job.data_file.clone(), None, None];
-        let restarts = below.restarts.iter().cloned().chain([source.restarts()]).collect();
-        let source: SharedSource = Arc::new(Mutex::new(Box::new(source)));
+        let restarts = below.restarts.iter().cloned().chain(sources.restarts).collect();
+        let source = sources.all[0].clone();
         let cluster_bytes = report.cluster_bytes().unwrap_or(0);
-        let unpacker = Arc::new(Unpacker::new(vec![source.clone()], cluster_bytes, UNPACKED_BYTES));
+        let unpacker = Arc::new(Unpacker::new(sources.all, cluster_bytes, UNPACKED_BYTES));
         let disk = |snapshot, size_bytes, cache_bytes| {
             let (files, source) = (files.clone(), source.clone());
             let disk = Disk::new(files, source, snapshot, size_bytes, summary.cluster_bits, cache_bytes);

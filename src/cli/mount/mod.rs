@@ -15,8 +15,10 @@ mod serve;
 mod snapshots;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use instar_abi::boot::JobKind;
+use parking_lot::Mutex;
 
 pub use background::SERVER_OPTION;
 use below::Below;
@@ -30,7 +32,7 @@ use super::inspect::Inspector;
 use super::options::{MountOptions, OnDamageArg};
 use super::repair::Request;
 use super::{log, say};
-use crate::disk::{ExtentSource, OnDamage, Revived};
+use crate::disk::{ExtentSource, OnDamage, Revived, SharedSource};
 use crate::error::Error;
 use crate::exit::Exit;
 use crate::fuse::{MountPoint, Mounted};
@@ -44,6 +46,8 @@ use crate::sandbox::{Resident, SandboxChoice};
 const EXTENT_CACHE_BYTES: usize = 8 << 20;
 /// Memory for inflated clusters, of all disks of one image together.
 const UNPACKED_BYTES: usize = 24 << 20;
+/// Resident cages of one image: as many as there are threads that could ask them.
+const CAGES_MAX: usize = 2;
 /// The folder of the snapshots' disks.
 const SNAPSHOTS_FOLDER: &str = "snapshots";
 /// Ending of a served disk's name.
@@ -92,8 +96,8 @@ pub fn run(options: &MountOptions) -> Result<Exit, Error> {
         MountPoint::File(_) => Vec::new(),
         MountPoint::Directory(_) => snapshots::find(&examined.report, &inspector)?,
     };
-    let source = revived(source, &job, inspector.choice());
-    let disks = Disks::new(&examined.report, &job, source, snapshots, &below, options.on_damage.into());
+    let sources = Sources::new(source, &job, inspector.choice());
+    let disks = Disks::new(&examined.report, &job, sources, snapshots, &below, options.on_damage.into());
     let is_clean_below = below.is_clean();
     let shown = Shown { image: &image, report: &examined.report, disks, is_clean_below };
     let mut tree = shown.tree(&point)?;
@@ -137,10 +141,28 @@ fn refuse(report: &CheckReport) -> Result<Exit, Error> {
     Ok(report.exit(false))
 }
 
-/// The source of a resident cage, which is started anew when it dies.
-fn revived(source: Resident, job: &Job, choice: SandboxChoice) -> Revived {
-    let job = job.clone();
-    Revived::new(Box::new(source), move || {
-        Resident::start(&job, choice).map(|source| Box::new(source) as Box<dyn ExtentSource>)
-    })
+/// What answers for one image: the cage that maps it, and those that help it to inflate, which are started when they
+/// are first needed. All of them are started anew when they die.
+#[derive(Debug)]
+struct Sources {
+    /// The first one maps. At least one.
+    all: Vec<SharedSource>,
+    /// How often each of them was started anew.
+    restarts: Vec<Arc<AtomicU64>>,
+}
+
+impl Sources {
+    fn new(source: Resident, job: &Job, choice: SandboxChoice) -> Self {
+        let start = || {
+            let job = job.clone();
+            move || Resident::start(&job, choice).map(|source| Box::new(source) as Box<dyn ExtentSource>)
+        };
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let first = Revived::new(Box::new(source), start());
+        let helpers = (1..cores.min(CAGES_MAX)).map(|_| Revived::asleep(start()));
+        let all: Vec<Revived> = std::iter::once(first).chain(helpers).collect();
+        let restarts = all.iter().map(Revived::restarts).collect();
+        let share = |source| -> SharedSource { Arc::new(Mutex::new(Box::new(source))) };
+        Self { all: all.into_iter().map(share).collect(), restarts }
+    }
 }
