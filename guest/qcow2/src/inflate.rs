@@ -3,6 +3,9 @@
 //! Invariant: whatever the bytes are, at most one cluster of output is made and memory is bounded by the cluster
 //! size plus one Zstandard block, so a decompression bomb is an error like any other.
 //!
+//! Deflate has two decoders. The quick one takes only streams that end with their cluster, which nearly all do; what
+//! it does not take is for the other one to judge.
+//!
 //! A stream must fill its cluster. For deflate, what follows a full cluster is ignored (the payload's length is
 //! told in 512-byte sectors only, and streams without an end mark are met in practice); a Zstandard frame must
 //! end exactly with the cluster. Source: QCOW2 specification, "Compressed clusters" and "compression_type".
@@ -12,8 +15,8 @@ use alloc::boxed::Box;
 use miniz_oxide::inflate::TINFLStatus;
 use miniz_oxide::inflate::core::inflate_flags::TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
 use miniz_oxide::inflate::core::{DecompressorOxide, decompress};
-use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
-use ruzstd::io::Read;
+use structured_zstd::decoding::{FrameDecoder, find_frame_compressed_size};
+use zune_inflate::{DeflateDecoder, DeflateOptions};
 
 /// How an image's compressed clusters are packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +63,9 @@ impl Inflater {
     }
 
     fn inflate_deflate(&mut self, payload: &[u8], cluster: &mut [u8]) -> Result<(), NotOneCluster> {
+        if inflate_ended(payload, cluster) {
+            return Ok(());
+        }
         self.deflate.init();
         let (status, _, made) =
             decompress(&mut self.deflate, payload, cluster, 0, TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF);
@@ -71,16 +77,23 @@ impl Inflater {
         }
     }
 
-    fn inflate_zstd(&mut self, mut payload: &[u8], cluster: &mut [u8]) -> Result<(), NotOneCluster> {
-        self.zstd.init(&mut payload).map_err(|_| NotOneCluster)?;
-        // One byte more than fits tells a frame that ends with the cluster from one that goes on.
-        let most = BlockDecodingStrategy::UptoBytes(cluster.len().saturating_add(1));
-        let finished = self.zstd.decode_blocks(&mut payload, most).map_err(|_| NotOneCluster)?;
-        let made = if finished { self.zstd.can_collect() } else { 0 };
-        if made != cluster.len() || self.zstd.read(cluster).map_err(|_| NotOneCluster)? != made {
-            return Err(NotOneCluster);
+    fn inflate_zstd(&mut self, payload: &[u8], cluster: &mut [u8]) -> Result<(), NotOneCluster> {
+        let frame_len = find_frame_compressed_size(payload).map_err(|_| NotOneCluster)?;
+        let frame = payload.get(..frame_len).ok_or(NotOneCluster)?;
+        let made = self.zstd.decode_all(frame, cluster).map_err(|_| NotOneCluster)?;
+        if made == cluster.len() { Ok(()) } else { Err(NotOneCluster) }
+    }
+}
+
+/// Fills `cluster` from a deflate stream that ends with it; false for any other, with the cluster unspecified.
+fn inflate_ended(payload: &[u8], cluster: &mut [u8]) -> bool {
+    let options = DeflateOptions::default().set_size_hint(cluster.len()).set_limit(cluster.len());
+    match DeflateDecoder::new_with_options(payload, options).decode_deflate() {
+        Ok(bytes) if bytes.len() == cluster.len() => {
+            cluster.copy_from_slice(&bytes);
+            true
         }
-        Ok(())
+        _ => false,
     }
 }
 
