@@ -21,7 +21,7 @@
 //! | `Fail` | [`TextHeader`] (kind = a [`FailKind`]), then text | none: the job is over |
 //! | `Region` | [`crate::region::Region`] x count | - |
 //! | `Replace` | [`StageRange`] x count, bytes at each range's `src`: what a copy holds there instead | - |
-//! | `Inflated` | [`InflatedRange`] x count, in the order of the requests, bytes at each range's `src` | - |
+//! | `Inflated` | [`InflatedRange`] x count, one for each request and in their order, bytes at each range's `src` | as of `Next` |
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -84,7 +84,7 @@ impl Op {
 pub struct CallHeader {
     /// An [`Op`].
     pub op: u32,
-    /// Records going in; in the answers of `DataRanges` and `Next`, records coming back.
+    /// Records going in; in the answers of `DataRanges`, `Next` and `Inflated`, records coming back.
     pub count: u32,
     /// Must be zero.
     pub reserved: [u64; 3],

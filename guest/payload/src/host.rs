@@ -36,6 +36,8 @@ pub struct GateHost {
     extents: Vec<Extent>,
     regions: Vec<Region>,
     ranges: Vec<ReadRange>,
+    /// The next requests have come as the answer to the clusters of those before.
+    asked: bool,
 }
 
 impl GateHost {
@@ -49,6 +51,7 @@ impl GateHost {
             extents: Vec::new(),
             regions: Vec::new(),
             ranges: Vec::new(),
+            asked: false,
         }
     }
 
@@ -236,11 +239,14 @@ impl Host for GateHost {
             })
             .collect();
         self.gate.send(Op::Inflated, &ranges);
+        self.asked = true;
     }
 
     fn next(&mut self, requests: &mut Vec<MapRequest>) {
-        self.flush();
-        self.gate.signal(Op::Next);
+        if !core::mem::take(&mut self.asked) {
+            self.flush();
+            self.gate.signal(Op::Next);
+        }
         requests.clear();
         let asked = self.gate.answered().min(REQUESTS_MAX);
         requests.extend((0..asked).map(|index| self.gate.record::<MapRequest>(index)));

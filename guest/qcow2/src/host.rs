@@ -71,8 +71,8 @@ pub trait Host {
     /// Says what a copy without guest data holds in place of the image's bytes.
     fn replace(&mut self, offset: u64, bytes: &[u8]);
 
-    /// Hands over the clusters that the requests under way asked for, in their order; for what cannot be inflated,
-    /// the reason.
+    /// Hands over the clusters that the requests under way asked for, all of them and in their order; for what cannot
+    /// be inflated, the reason. What comes after it is [`Host::next`].
     fn inflated(&mut self, clusters: &[Result<&[u8], Problem>]);
 
     /// Waits for the next requests of a resident job: one, or several that all are to inflate.

@@ -266,6 +266,7 @@ impl Server {
                     return Err(violation("clusters without a request"));
                 };
                 clusters.extend(&ranges, &self.memory)?;
+                return Ok(Served::Idle);
             }
             Op::Region => {
                 let regions = self.records::<Region>(op, header.count)?;
