@@ -7,8 +7,9 @@ use serde_json::Value;
 
 use crate::support::tools;
 
-/// Seconds that a run takes at most.
+/// Seconds of a run that reads the same again and again, and most seconds of one that reads everything once.
 const RUN_SECONDS: u32 = 2;
+const ONCE_SECONDS_MAX: u32 = 6;
 
 /// What is read, and how.
 #[derive(Debug, Clone, Copy)]
@@ -25,6 +26,8 @@ pub struct Line {
     pub depth: u32,
     /// Processes.
     pub jobs: u32,
+    /// Bytes of the disk that are read, from its start on.
+    pub span_bytes: u64,
     /// The image is not in the page cache when the run begins.
     pub is_cold: bool,
 }
@@ -52,11 +55,13 @@ pub fn run(line: &Line, file: &Path) -> Run {
     ]);
     command.args([format!("--rw={}", line.order), format!("--bs={}", line.block)]);
     command.args([format!("--ioengine={engine}"), format!("--iodepth={}", line.depth)]);
-    command.args([format!("--numjobs={}", line.jobs), format!("--runtime={RUN_SECONDS}")]);
-    command.arg("--filename").arg(file);
+    command.args([format!("--numjobs={}", line.jobs), format!("--size={}", line.span_bytes)]);
     if line.is_direct {
-        command.args(["--direct=1", "--time_based"]);
+        command.args(["--direct=1", "--time_based"]).arg(format!("--runtime={RUN_SECONDS}"));
+    } else {
+        command.arg(format!("--runtime={ONCE_SECONDS_MAX}"));
     }
+    command.arg(format!("--filename={}", file.display()));
     let output = tools::must(&mut command);
     let told: Value = serde_json::from_slice(&output.stdout).expect("fio prints JSON");
     let read = &told["jobs"][0]["read"];
