@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use crate::cli::mount::MountError;
+use crate::cli::output_file::OutputFileError;
 use crate::exit::Exit;
 use crate::heal::{HealError, PlanFileError};
 use crate::history::{HistoryError, Refusal};
@@ -66,6 +67,9 @@ pub enum Error {
     /// A plan file could not be read or written.
     #[error("plan file")]
     PlanFile(#[source] PlanFileError),
+    /// A file that was asked for could not be written.
+    #[error(transparent)]
+    OutputFile(OutputFileError),
     /// The terminal could not be asked.
     #[error("cannot ask what to decide")]
     Ask(#[source] io::Error),
@@ -126,6 +130,7 @@ impl Error {
             Self::Heal { source, .. } => Some(source.ending().route().next).filter(|next| !next.is_empty()),
             Self::Refused { source, .. } => Some(source.ending().route().next),
             Self::Mount(error) => error.hint(),
+            Self::OutputFile(error) => error.hint(),
             Self::LogFilter { .. } => Some("examples: --log=debug, --log=instar_mount::sandbox=trace"),
             Self::Image(HandleError::Lock(LockError::Io { .. }))
             | Self::ProgressFd { .. }

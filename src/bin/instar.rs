@@ -12,6 +12,7 @@ fn main() -> Exit {
             Command::Resume(args) => cli::undo::resume(args),
             Command::Undo(args) => cli::undo::undo(args),
             Command::Info(args) => cli::info::run(args),
+            Command::Dump(args) => cli::dump::run(args),
             Command::Map(args) => cli::map::run(args),
             Command::History(args) => cli::history::run(args),
         }

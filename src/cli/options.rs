@@ -34,6 +34,18 @@ Examples:
   instar map --output=json disk.qcow2         the same for programs
   instar map --output=ddrescue disk.qcow2     which ranges of the disk cannot be read";
 
+const DUMP_EXAMPLES: &str = "\
+`instar check` and `qemu-img check` find the same in the copy as in the image. What cannot be told from guest data is
+left out, which is said. What --deep finds is not kept: compressed clusters are guest data. The keys of an encrypted
+image and the bits of bitmaps are not copied either, so that qemu-img cannot open the copy of an encrypted image.
+
+Exit codes: 0 the copy is there, 1 it is not, 63 the image is no QCOW2 image.
+
+Examples:
+  instar dump disk.qcow2 disk.dump                 everything but guest data
+  instar dump --mask-names disk.qcow2 disk.dump    and no names either
+  tar -Scaf disk.dump.tar.zst disk.dump            small enough to send";
+
 const MOUNT_EXAMPLES: &str = "\
 The disk appears as MOUNTPOINT/<image name>.raw, or as MOUNTPOINT itself where that is a regular file.
 In a folder, internal snapshots appear as MOUNTPOINT/snapshots/<name>.raw.
@@ -71,6 +83,8 @@ pub enum Command {
     Info(InfoArgs),
     /// Draw who uses which part of an image's file, and what its disk is made of, damage in place.
     Map(MapArgs),
+    /// Copy an image's metadata without its guest data, to be sent to whoever is to look at it.
+    Dump(DumpArgs),
     /// Tell which repairs of an image are remembered, and how they ended.
     History(HistoryArgs),
 }
@@ -238,6 +252,25 @@ pub enum ColourWhen {
     Always,
     /// Not at all.
     Never,
+}
+
+/// `instar dump`.
+#[derive(Debug, Args)]
+#[command(after_help = DUMP_EXAMPLES)]
+pub struct DumpArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the type says it")]
+    pub cage: CageArgs,
+    /// Put something as long in place of every name: of snapshots, bitmaps, backing and data file, and what unknown
+    /// header extensions hold.
+    #[arg(long)]
+    pub mask_names: bool,
+    /// The image.
+    #[arg(value_name = "IMAGE")]
+    pub image: PathBuf,
+    /// The copy, which must not be there yet. It is as long as the image, and sparse.
+    #[arg(value_name = "OUT")]
+    pub out: PathBuf,
 }
 
 /// `instar resume`.
