@@ -1,4 +1,5 @@
 //! `instar dump`: a copy with all metadata and no guest data.
+#![allow(clippy::unwrap_used, reason = "a failing helper fails its test")]
 
 mod support;
 
@@ -85,14 +86,14 @@ fn fault_of(image: &TestImage, name: &str, cage: &str, options: &[&str]) -> Opti
         .map(|what| format!("{name}: {what}\n{}\nbefore {before:?}\nafter {after:?}", tools::stdout(&output)))
 }
 
-/// Dumps each third recipe from `first` on; returns how many of the copies lack something.
+/// Dumps each sixth recipe from `first` on; returns how many of the copies lack something.
 fn sweep(first: usize) -> usize {
     let folder = tempfile::tempdir().unwrap();
     let cages = program::cages();
     let mut wrong = Vec::new();
     let mut left_out = 0;
     let recipes = RECIPES.iter().filter(|recipe| recipe.name != "not-qcow2");
-    for (recipe, cage) in recipes.skip(first).step_by(3).zip(cages.iter().cycle()) {
+    for (recipe, cage) in recipes.skip(first).step_by(6).zip(cages.iter().cycle()) {
         let image = recipe.make(folder.path());
         wrong.extend(fault_of(&image, recipe.name, cage, &[]));
         let out = image.path.with_extension("dump");
