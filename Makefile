@@ -5,7 +5,7 @@
 CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
-.PHONY: help demo test check build fmt clippy deny docs docs-fresh bench fuzz soak test-svm clean
+.PHONY: help demo test check build fmt clippy deny docs docs-fresh manual deb test-deb bench fuzz soak test-svm clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -17,7 +17,7 @@ demo: ## damage an image, heal it, mount it, look into it
 
 test: ## every test; those that need what the machine lacks say so
 	@scripts/need mkfs.ext4=e2fsprogs qemu-img=qemu-utils qemu-io=qemu-utils qemu-storage-daemon=qemu-system-common \
-		fusermount3=fuse3 cc=gcc
+		fusermount3=fuse3 sfdisk=fdisk nbdkit=nbdkit xmllint=libxml2-utils cc=gcc
 	$(CARGO) test --workspace --locked
 
 check: ## what CI runs, cheapest first
@@ -26,6 +26,21 @@ check: ## what CI runs, cheapest first
 build: ## the programs, as they are released
 	@scripts/need cc=gcc
 	$(CARGO) build --release --locked
+
+manual: ## man pages and shell completions, in target/manual
+	$(CARGO) run --release --locked --example manual -- target/manual
+
+deb: ## a Debian package, in target/debian
+	@scripts/need cc=gcc dpkg-shlibdeps=dpkg-dev
+	@$(CARGO) deb --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deb
+	$(CARGO) build --release --locked --workspace
+	@$(MAKE) --no-print-directory manual
+	$(CARGO) deb --locked --no-build
+
+test-deb: ## install the package in a clean Debian root, mount with it, remove it
+	@scripts/need debootstrap=debootstrap qemu-img=qemu-utils qemu-io=qemu-utils
+	@$(MAKE) --no-print-directory deb
+	tests/deb/run
 
 fmt: ## formatting
 	$(CARGO) fmt --all --check

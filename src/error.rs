@@ -88,6 +88,21 @@ pub enum Error {
     /// There is no mount.
     #[error(transparent)]
     Mount(#[from] MountError),
+    /// The system's list of mounts could not be read.
+    #[error("cannot read the list of mounts")]
+    MountList(#[source] io::Error),
+    /// The metrics file could not be written.
+    #[error("{}: cannot write the metrics", escape_path(path))]
+    Metrics {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// There is no journal to log to.
+    #[error("--log-to=journal: cannot reach the journal")]
+    Journal(#[source] io::Error),
     /// The log filter is not one.
     #[error("--log: filter '{filter}' cannot be understood")]
     LogFilter {
@@ -131,6 +146,7 @@ impl Error {
             Self::Refused { source, .. } => Some(source.ending().route().next),
             Self::Mount(error) => error.hint(),
             Self::OutputFile(error) => error.hint(),
+            Self::Journal(_) => Some("it is where systemd runs; --log-to=stderr works everywhere"),
             Self::LogFilter { .. } => Some("examples: --log=debug, --log=instar_mount::sandbox=trace"),
             Self::Image(HandleError::Lock(LockError::Io { .. }))
             | Self::ProgressFd { .. }
@@ -139,6 +155,8 @@ impl Error {
             | Self::Ask(_)
             | Self::DecideLeaks
             | Self::History(_)
+            | Self::MountList(_)
+            | Self::Metrics { .. }
             | Self::Output(_)
             | Self::Json(_) => None,
         }

@@ -22,10 +22,12 @@ pub enum Exit {
     Repaired,
     /// Not a format, or not a feature of the format, that this program checks.
     NotChecked,
+    /// What the command that was run with `--exec` ended with: its own code, or 128 and the signal that ended it.
+    Command(u8),
 }
 
 impl Exit {
-    /// Every exit, in the order of the codes.
+    /// Every exit of the programs themselves, in the order of the codes.
     pub const ALL: [Self; 6] =
         [Self::Consistent, Self::Failed, Self::Corruptions, Self::Leaks, Self::Repaired, Self::NotChecked];
 
@@ -39,6 +41,7 @@ impl Exit {
             Self::Leaks => 3,
             Self::Repaired => 4,
             Self::NotChecked => 63,
+            Self::Command(code) => code,
         }
     }
 
@@ -54,6 +57,7 @@ impl Exit {
                 "repaired, and a fresh check is clean (only with --exit-code=detailed; otherwise 0)"
             }
             Self::NotChecked => "not a format, or a feature of it, that can be checked",
+            Self::Command(_) => "what the command of --exec ended with",
         }
     }
 }

@@ -6,6 +6,7 @@ pub mod chain;
 pub mod cli;
 pub mod disk;
 pub mod error;
+pub mod event;
 pub mod exit;
 pub mod fuse;
 pub mod heal;

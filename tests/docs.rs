@@ -2,13 +2,19 @@
 //!
 //! `UPDATE=1 cargo test --test docs` writes the generated ones anew.
 
+#[allow(dead_code, reason = "its main function is not called here")]
+#[path = "../examples/manual.rs"]
+mod manual;
 mod support;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use clap::CommandFactory as _;
 use instar_abi::problem::{Cost, Disposition, PROBLEMS, Severity, Tier};
+use instar_mount::cli::options::Instar;
+use instar_mount::event;
 use instar_mount::exit::Exit;
 use support::tools;
 
@@ -93,23 +99,82 @@ fn cost(disposition: Disposition, cost: Cost) -> &'static str {
     }
 }
 
+/// The rows of the table in a document that has this head.
+fn table(document: &str, head: &str) -> Vec<String> {
+    let text = read(document);
+    let rows = text.lines().skip_while(|line| *line != head).skip(2).take_while(|line| line.starts_with('|'));
+    rows.map(str::to_owned).collect()
+}
+
 #[test]
-fn readme_table_of_exit_codes_is_the_enum() {
-    let readme = read("README.md");
-    let rows: Vec<_> = readme
-        .lines()
-        .skip_while(|line| *line != "| exit code | meaning |")
-        .skip(2)
-        .take_while(|line| line.starts_with('|'))
-        .collect();
+fn tables_of_exit_codes_are_the_enum() {
     let expected: Vec<_> =
         Exit::ALL.iter().map(|exit| format!("| {} | {} |", exit.code(), exit.meaning())).collect();
-    assert_eq!(rows, expected);
+    for document in ["README.md", "docs/guide.md"] {
+        assert_eq!(table(document, "| exit code | meaning |"), expected, "{document}");
+    }
+}
+
+#[test]
+fn guides_table_of_events_is_that_of_the_code() {
+    let expected: Vec<_> =
+        event::ALL.iter().map(|event| format!("| {} | {} |", event.id, event.meaning)).collect();
+    assert_eq!(table("docs/guide.md", "| event | meaning |"), expected);
+}
+
+#[test]
+fn pages_and_completions_are_made_for_every_command_and_are_well_formed() {
+    let folder = tempfile::tempdir().unwrap();
+    manual::write(folder.path()).unwrap();
+    let mut pages: Vec<PathBuf> =
+        std::fs::read_dir(folder.path().join("man")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let has = |name: &str| pages.iter().any(|page| page.file_name().is_some_and(|own| own == name));
+    for subcommand in Instar::command().get_subcommands() {
+        assert!(has(&format!("instar-{}.1", subcommand.get_name())), "{pages:?}");
+    }
+    assert!(has("instar.1") && has("instar-mount.1"), "{pages:?}");
+    let bash = std::fs::read_to_string(folder.path().join("completions/instar-mount.bash")).unwrap();
+    assert!(bash.contains("--on-damage"), "{bash}");
+    need!(tools::program("man"));
+    pages.push(root().join("docs/man/mount.instar.8"));
+    for page in pages {
+        let output = tools::must(
+            Command::new("man").args(["--warnings", "-l"]).arg(&page).env("MANROFFOPT", "-rHY=0"),
+        );
+        assert_eq!(tools::stderr(&output), "", "{}", page.display());
+        assert!(tools::stdout(&output).contains("NAME"), "{}", page.display());
+    }
+}
+
+#[test]
+fn page_of_the_mount_helper_names_every_option_that_is_passed_on() {
+    let page = read("docs/man/mount.instar.8");
+    let helper = read("mount-helper/src/request.rs");
+    let options = helper.split("const NOT_FOR_US").next().expect("the tables of options");
+    let quoted: Vec<_> = options.split('"').skip(1).step_by(2).collect();
+    assert!(quoted.len() > 10, "{quoted:?}");
+    for option in quoted {
+        assert!(page.lines().any(|line| is_about(line, option)), "{option}");
+    }
+}
+
+/// `.BI uid= UID`, `.B preview`: a line that begins with the option in bold.
+fn is_about(line: &str, option: &str) -> bool {
+    let Some((macro_name, rest)) = line.split_once(' ') else { return false };
+    let name = rest.split(['=', ' ']).next();
+    macro_name.starts_with(".B") && name == Some(option)
 }
 
 #[test]
 fn readme_and_documents_link_to_files_that_are_there() {
-    for document in ["README.md", "CHANGELOG.md", "docs/design.md", "docs/threat-model.md"] {
+    for document in [
+        "README.md",
+        "CHANGELOG.md",
+        "docs/design.md",
+        "docs/guide.md",
+        "docs/comparison.md",
+        "docs/threat-model.md",
+    ] {
         let text = read(document);
         let folder = root().join(document).parent().map(PathBuf::from).unwrap();
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
@@ -145,7 +210,7 @@ fn product_does_not_link_the_code_that_interprets_images() {
 #[test]
 fn makefile_help_names_the_targets_that_people_are_told_of() {
     let makefile = read("Makefile");
-    for target in ["demo", "test", "check", "bench", "fuzz", "soak", "test-svm"] {
+    for target in ["demo", "test", "check", "bench", "fuzz", "soak", "test-svm", "deb", "test-deb"] {
         assert!(makefile.lines().any(|line| line.starts_with(&format!("{target}: ##"))), "{target}");
     }
 }

@@ -200,12 +200,14 @@ fn attributes_tell_of_the_check() {
         for path in [mount.point().to_owned(), mount.raw(), mount.path("snapshots/early.raw")] {
             assert_eq!(attribute(&path, "user.instar.verdict").unwrap(), verdict);
             assert!(attribute(&path, "user.instar.findings").unwrap().contains(findings));
+            let image = scene.image.canonicalize().unwrap();
+            assert_eq!(attribute(&path, "user.instar.image").unwrap(), image.to_str().unwrap());
             let cage = attribute(&path, "user.instar.sandbox").unwrap();
             assert!(["kvm", "process"].contains(&cage.as_str()), "{cage}");
             assert_eq!(attribute(&path, "user.other"), Err(Errno::NODATA));
             let mut names = [0; 256];
             let len = rustix::fs::listxattr(&path, &mut names).unwrap();
-            assert_eq!(names[..len].iter().filter(|byte| **byte == 0).count(), 3);
+            assert_eq!(names[..len].iter().filter(|byte| **byte == 0).count(), 4);
         }
         let mut small = [0; 3];
         assert_eq!(rustix::fs::getxattr(mount.raw(), "user.instar.verdict", &mut small), Err(Errno::RANGE));

@@ -21,6 +21,8 @@ const WITH_VALUE: &[&str] = &[
     "uid",
     "gid",
     "umask",
+    "log",
+    "log-to",
 ];
 /// Options of `instar-mount` without a value: `preview` means `--preview`. `allow_other` is spelled as for every other
 /// FUSE file system, and means `--allow-other`.

@@ -15,6 +15,7 @@ fn main() -> Exit {
             Command::Dump(args) => cli::dump::run(args),
             Command::Map(args) => cli::map::run(args),
             Command::History(args) => cli::history::run(args),
+            Command::Status(args) => cli::status::run(args),
         }
     })
 }

@@ -74,7 +74,7 @@ fn exit(chain: &Chain, reports: &[Option<CheckReport>]) -> Exit {
         Exit::Failed => 3,
         Exit::NotChecked => 2,
         Exit::Leaks => 1,
-        Exit::Consistent | Exit::Repaired => 0,
+        Exit::Consistent | Exit::Repaired | Exit::Command(_) => 0,
     };
     let exit_of = |report: &CheckReport| report.exit(false);
     let whole = match reports.first().and_then(Option::as_ref).map(exit_of) {

@@ -1,5 +1,6 @@
 //! What can be asked for, as types. Help texts stand here and nowhere else.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -56,7 +57,9 @@ Examples:
   instar-mount --allow-chain=. top.qcow2 /mnt/disk   with the backing files that lie beside it
   instar-mount --repair=leaks disk.qcow2 /mnt/disk   give leaked space back first
   instar-mount --repair=all --preview disk.qcow2 /mnt/disk
-                                                     look into the repaired disk, the image untouched";
+                                                     look into the repaired disk, the image untouched
+  instar-mount --exec 'fdisk -l $INSTAR_DISK' disk.qcow2
+                                                     one command, and no mount afterwards";
 
 /// Check QCOW2 images and heal them. The image is looked at inside a cage, never by this program itself.
 #[derive(Debug, Parser)]
@@ -87,14 +90,30 @@ pub enum Command {
     Dump(DumpArgs),
     /// Tell which repairs of an image are remembered, and how they ended.
     History(HistoryArgs),
+    /// List the mounts of instar-mount, their images and how they fare.
+    Status(StatusArgs),
 }
 
 /// Logging.
 #[derive(Debug, Clone, Default, Args)]
 pub struct LogArgs {
-    /// Log to stderr what matches FILTER, for example `debug` or `instar_mount::sandbox=trace`.
+    /// Log what matches FILTER, for example `debug` or `instar_mount::sandbox=trace`. [default: nothing to stderr, `info`
+    /// to the journal]
     #[arg(long, value_name = "FILTER", global = true)]
     pub log: Option<String>,
+    /// Where logs go. A mount in the background has no stderr.
+    #[arg(long, value_enum, default_value_t, value_name = "WHERE", global = true)]
+    pub log_to: LogTo,
+}
+
+/// Where logs go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum LogTo {
+    /// The terminal, as long as there is one.
+    #[default]
+    Stderr,
+    /// systemd's journal. The event ids of the guide are in the field INSTAR_EVENT.
+    Journal,
 }
 
 /// `instar check`.
@@ -321,6 +340,17 @@ pub struct HistoryArgs {
     pub image: PathBuf,
 }
 
+/// `instar status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// How to print the result.
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: OutputFormat,
+    /// Print nothing, and put FILE, a metrics file for Prometheus' node_exporter, in the place of the one before.
+    #[arg(long, value_name = "FILE", conflicts_with = "output")]
+    pub metrics: Option<PathBuf>,
+}
+
 /// `instar-mount`: serve the disk inside a QCOW2 image as a raw file, healed first if asked to.
 ///
 /// The image is checked before it is served. Without --repair no byte of it is ever written.
@@ -346,6 +376,11 @@ pub struct MountOptions {
     #[command(flatten)]
     #[expect(missing_docs, reason = "the type says it")]
     pub access: AccessArgs,
+    /// Run CMD with the shell while the disk is mounted, $INSTAR_DISK being its path and $INSTAR_MOUNT the folder that it
+    /// is in, then unmount. Without MOUNTPOINT that is a folder of its own, open to nobody else. The exit code is that of
+    /// CMD, or 128 and the signal that ended it.
+    #[arg(long, value_name = "CMD", conflicts_with = "foreground")]
+    pub exec: Option<OsString>,
     /// Stay in the foreground instead of going to the background once the mount answers.
     #[arg(long, short)]
     pub foreground: bool,
@@ -362,8 +397,8 @@ pub struct MountOptions {
     #[arg(value_name = "IMAGE")]
     pub image: PathBuf,
     /// An empty folder, or a regular file that the disk then covers.
-    #[arg(value_name = "MOUNTPOINT")]
-    pub mountpoint: PathBuf,
+    #[arg(value_name = "MOUNTPOINT", required_unless_present = "exec")]
+    pub mountpoint: Option<PathBuf>,
 }
 
 /// Where past repairs are remembered.
@@ -546,6 +581,14 @@ mod tests {
         assert!(!check(&["--plan-out=p"]) && check(&["--plan-out=p", "--repair=all"]));
         assert!(!check(&["--decide=orphan-data=free"]));
         assert!(check(&["--decide=orphan-data=free", "--repair=all"]));
+    }
+
+    #[test]
+    fn mount_point_is_needed_unless_a_command_is_run() {
+        let parse = |arguments: &[&str]| MountOptions::try_parse_from([&["m"], arguments].concat());
+        assert!(parse(&["i"]).is_err() && parse(&["i", "/mnt"]).is_ok());
+        assert!(parse(&["--exec", "true", "i"]).is_ok() && parse(&["--exec", "true", "i", "/mnt"]).is_ok());
+        assert!(parse(&["--exec", "true", "-f", "i", "/mnt"]).is_err());
     }
 
     #[test]

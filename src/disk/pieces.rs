@@ -45,11 +45,11 @@ impl Disk {
         let range = self.window(at);
         let mut answer: Vec<Extent> = Vec::new();
         source.map(self.snapshot, range.start, range.end - range.start, &mut answer).map_err(|error| {
-            warn!(guest_offset = range.start, %error, "the cage named no extents");
+            warn!(event = crate::event::CAGE_FAILED.id, guest_offset = range.start, %error, "the cage named no extents");
             Stop::Source
         })?;
         let runs = checked(&answer, range.clone(), |file| self.file_len(file)).map_err(|error| {
-            warn!(%error, "the cage broke a rule of the extent list");
+            warn!(event = crate::event::CAGE_FAILED.id, %error, "the cage broke a rule of the extent list");
             Stop::Source
         })?;
         let small = runs.len() <= SMALL_ANSWER_RUNS;

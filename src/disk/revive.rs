@@ -11,6 +11,7 @@ use instar_abi::extent::Extent;
 use tracing::warn;
 
 use super::source::{ExtentSource, Inflated, Payload};
+use crate::event::CAGE_RESTARTED;
 use crate::sandbox::error::SandboxError;
 
 /// Restarts in the life of a source.
@@ -73,7 +74,7 @@ impl Revived {
         if self.restarts.load(Ordering::Relaxed) >= RESTARTS_MAX {
             return Err(error);
         }
-        warn!(%error, "the cage has ended and is started anew");
+        warn!(event = CAGE_RESTARTED.id, %error, "the cage has ended and is started anew");
         self.restarts.fetch_add(1, Ordering::Relaxed);
         question(&mut **self.source.insert((self.start)()?))
     }

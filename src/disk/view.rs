@@ -283,7 +283,7 @@ impl Disk {
     fn inflate(&self, at: u64, payload: Payload, next: u64, wanted: usize) -> Result<Arc<Inflated>, Stop> {
         let ahead = self.payloads(next..at + wanted as u64);
         self.unpacker.inflate(payload, &ahead).map_err(|error| {
-            warn!(guest_offset = at, %error, "the cage inflated nothing");
+            warn!(event = crate::event::CAGE_FAILED.id, guest_offset = at, %error, "the cage inflated nothing");
             Stop::Source
         })
     }
@@ -313,7 +313,7 @@ impl Disk {
     fn read_file(&self, file: u8, offset: u64, into: &mut [u8]) -> Result<(), Stop> {
         let backend = self.files.get(usize::from(file)).and_then(Option::as_ref).ok_or(Stop::Source)?;
         backend.read_at(into, offset).map_err(|error| {
-            warn!(file, offset, bytes = into.len(), %error, "cannot read the file under the disk");
+            warn!(event = crate::event::FILE_FAILED.id, file, offset, bytes = into.len(), %error, "cannot read the file under the disk");
             Stop::Io(error)
         })
     }

@@ -11,6 +11,7 @@ mod session;
 mod store;
 mod tree;
 
+pub use mountpoint::is_mount_root;
 pub use mountpoint::{MountPoint, MountPointError};
 pub use session::{Admitted, Mounted, SessionError, Unmounter};
 pub use tree::{Content, Document, Node, ROOT, Tree};

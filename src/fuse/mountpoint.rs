@@ -119,7 +119,10 @@ fn failed(path: &Path, source: io::Error) -> MountPointError {
 
 /// True if something is mounted exactly there. A kernel that cannot tell (before 5.8) is taken for a no: mounting on
 /// top is what it would have allowed.
-fn is_mount_root(path: &Path) -> io::Result<bool> {
+///
+/// # Errors
+/// Those of the system, and of a server that gives no answer.
+pub fn is_mount_root(path: &Path) -> io::Result<bool> {
     // Asked of the server, if there is one: what the kernel remembers of a dead one would do as an answer.
     let found = statx(CWD, path, AtFlags::STATX_FORCE_SYNC, StatxFlags::BASIC_STATS)?;
     Ok(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))

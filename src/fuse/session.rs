@@ -131,7 +131,7 @@ impl Mounted {
     /// What can end this mount.
     #[must_use]
     pub fn unmounter(&self) -> Unmounter {
-        Unmounter { path: self.path.clone() }
+        Unmounter::new(self.path.clone())
     }
 
     /// Serves until somebody unmounts.
@@ -145,6 +145,12 @@ impl Mounted {
 }
 
 impl Unmounter {
+    /// What ends the mount on `path`, which is absolute and without symbolic links.
+    #[must_use]
+    pub fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+
     /// Unmounts. With `detach`, a mount in use goes from the tree of names at once, and is served until its last
     /// user closes it.
     ///

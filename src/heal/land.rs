@@ -17,6 +17,7 @@ use super::undo::{self, Undo};
 use super::verify::{Attestation, Attested, Proof};
 use super::{fingerprint, journal};
 use crate::image::{Backend, Latch};
+use crate::report::escape_path;
 
 /// Room left over for what the file system itself needs.
 const SLACK_BYTES: u64 = 1 << 20;
@@ -24,7 +25,7 @@ const SLACK_BYTES: u64 = 1 << 20;
 /// Lands what `proof` was given for. Gives the image, open for writing, and its undo file.
 pub(super) fn land(staged: &Staged<'_>, proof: Proof) -> Result<(Latch, Undo), HealError> {
     let site = staged.context.site;
-    tracing::info!(image = %site.path().display(), cured = proof.cured(), "landing a proven repair");
+    tracing::info!(event = crate::event::REPAIR_LANDING.id, image = %escape_path(site.path()), cured = proof.cured(), "landing a proven repair");
     refuse_changed_image(staged)?;
     let live = Latch::new(site.open_writable()?);
     if !staged.recorded {

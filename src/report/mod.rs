@@ -19,12 +19,14 @@ mod model;
 mod names;
 mod picture;
 mod progress;
+mod prometheus;
 mod prospect;
 #[cfg(test)]
 mod samples;
 #[cfg(test)]
 pub(crate) mod schema;
 mod sentence;
+mod status;
 mod tally;
 mod todo;
 mod touched;
@@ -45,6 +47,10 @@ pub use model::{CheckReport, KeptFinding, RepairFacts, SandboxFacts, Verdict};
 pub use names::Names;
 pub use picture::{Bucket, Buckets, DiskUse, FileUse, Picture};
 pub use progress::{Progress, Watch};
+pub use prometheus::{Exposition, MetricKind};
 pub use sentence::sentence;
+pub use status::{
+    MountFacts, MountHealth, MountState, StatusDocument, status_json, status_metrics, write_status,
+};
 pub use tally::{Tally, TallyRow};
 pub use todo::{Todo, TodoRow};

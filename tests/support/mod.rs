@@ -7,6 +7,7 @@
 
 pub mod builder;
 pub mod damage;
+pub mod disk;
 pub mod fields;
 pub mod image;
 pub mod mendable;

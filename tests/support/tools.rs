@@ -37,7 +37,8 @@ pub fn fuse() -> Result<(), String> {
     device("/dev/fuse")
 }
 
-fn device(path: &str) -> Result<(), String> {
+/// A device that can be opened for writing.
+pub fn device(path: &str) -> Result<(), String> {
     let opened = std::fs::OpenOptions::new().read(true).write(true).open(path);
     opened.map(drop).map_err(|error| format!("{path} cannot be opened: {error}"))
 }
@@ -58,6 +59,19 @@ pub fn program(name: &str) -> Result<(), String> {
     let found = std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(name).is_file()));
     if found { Ok(()) } else { Err(format!("{name} is not installed")) }
+}
+
+/// A program of the administrator's, which may not be in the search path of others.
+pub fn sbin_program(name: &str) -> Result<(), String> {
+    let is_there = ["/usr/sbin", "/sbin"].iter().any(|folder| Path::new(folder).join(name).is_file());
+    if is_there { Ok(()) } else { program(name) }
+}
+
+/// Makes a script that can be run.
+pub fn write_script(path: &Path, text: &str) {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::write(path, text).expect("a new file");
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).expect("an own file");
 }
 
 /// Runs `command` to its end without a terminal.

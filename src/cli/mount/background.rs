@@ -14,7 +14,10 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitStatus, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::exit::Exit;
 
@@ -23,25 +26,51 @@ pub const SERVER_OPTION: &str = "--background-server";
 /// What the server writes to its stdout, which is a pipe to the caller, when the mount answers.
 const READY: u8 = b'+';
 
-/// Runs this program once more as the server, and waits until it answers or ends.
+/// In the caller: a server that was started.
+#[derive(Debug)]
+pub struct Server(Child);
+
+impl Server {
+    /// Runs this program once more, with the same arguments and, if it was given none, the mount point `point`.
+    ///
+    /// # Errors
+    /// Where the program cannot be started.
+    pub fn start(point: Option<&Path>) -> io::Result<Self> {
+        let mut arguments = std::env::args_os();
+        let name = arguments.next().unwrap_or_else(|| "instar-mount".into());
+        // The path would name another file if the program was replaced in the meantime.
+        let mut server = Command::new("/proc/self/exe");
+        server.arg0(name).arg(SERVER_OPTION).args(arguments).args(point).stdout(Stdio::piped());
+        Ok(Self(server.spawn()?))
+    }
+
+    /// Waits until the mount answers, or the server ends: with that exit.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn answered(&mut self) -> io::Result<Option<Exit>> {
+        let mut said = Vec::new();
+        if let Some(pipe) = self.0.stdout.take() {
+            pipe.take(1).read_to_end(&mut said)?;
+        }
+        if said == [READY] { Ok(None) } else { self.0.wait().map(|status| Some(exit_of(status))) }
+    }
+
+    /// True once the server is no more.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn has_ended(&mut self) -> io::Result<bool> {
+        Ok(self.0.try_wait()?.is_some())
+    }
+}
+
+/// Leaves a server in the background: runs it, and waits until it answers or ends.
 ///
 /// # Errors
 /// Where the program cannot be started.
 pub fn call_server() -> io::Result<Exit> {
-    let mut arguments = std::env::args_os();
-    let name = arguments.next().unwrap_or_else(|| "instar-mount".into());
-    // The path would name another file if the program was replaced in the meantime.
-    let mut server = Command::new("/proc/self/exe")
-        .arg0(name)
-        .arg(SERVER_OPTION)
-        .args(arguments)
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let mut said = Vec::new();
-    if let Some(pipe) = server.stdout.take() {
-        pipe.take(1).read_to_end(&mut said)?;
-    }
-    if said == [READY] { Ok(Exit::Consistent) } else { server.wait().map(exit_of) }
+    Ok(Server::start(None)?.answered()?.unwrap_or(Exit::Consistent))
 }
 
 /// The server's exit, as the caller's.
@@ -51,12 +80,15 @@ fn exit_of(status: ExitStatus) -> Exit {
 }
 
 /// In the server: takes the program's own name, which lists of processes would else show as that of the link it
-/// was started through.
+/// was started through. A server that is `bound` is asked for its end when its caller ends.
 ///
 /// # Errors
 /// Those of the system.
-pub fn take_name() -> io::Result<()> {
-    Ok(rustix::thread::set_name(c"instar-mount")?)
+pub fn become_server(bound: bool) -> io::Result<()> {
+    rustix::thread::set_name(c"instar-mount")?;
+    // A caller that is gone by now is found missing when it is to be answered.
+    set_parent_process_death_signal(bound.then_some(Signal::TERM))?;
+    Ok(())
 }
 
 /// In the server: tells the caller that the mount answers, and lets go of the terminal.

@@ -1,6 +1,6 @@
 //! The texts under `.instar`: health, metrics, and maps of the damage.
 
-use std::fmt::Write as _;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::disk::{Disk, HealthCounts, Survey, merged};
 use crate::fuse::Document;
-use crate::report::mapfile;
+use crate::report::{CheckReport, Exposition, MetricKind, escape_path, mapfile, verdict_name};
 
 /// A disk with the name of its file.
 #[derive(Debug, Clone)]
@@ -19,9 +19,36 @@ pub struct Named {
     pub disk: Arc<Disk>,
 }
 
+/// The image, as its check and its place tell of it.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Known {
+    /// Absolute, escaped.
+    pub image: String,
+    verdict: &'static str,
+    corruptions: u64,
+    leaks: u64,
+}
+
+impl Known {
+    /// What is known of the image at `path` from its report.
+    #[must_use]
+    pub fn new(path: &Path, report: &CheckReport) -> Self {
+        let absolute = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+        Self {
+            image: escape_path(&absolute),
+            verdict: verdict_name(report.verdict()),
+            corruptions: report.corruptions(),
+            leaks: report.leaks(),
+        }
+    }
+}
+
 /// What health and metrics are made from.
 #[derive(Debug, Clone)]
 pub struct Watched {
+    /// The image.
+    pub known: Known,
     /// All disks that are served.
     pub disks: Vec<Named>,
     /// Counters of restarts, one for each resident cage.
@@ -39,7 +66,9 @@ pub struct Metrics(pub Watched);
 /// What `.instar/health` says.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
-struct HealthDocument {
+struct HealthDocument<'a> {
+    #[serde(flatten)]
+    known: &'a Known,
     /// Nothing has gone wrong so far.
     healthy: bool,
     /// Sums over all disks.
@@ -71,7 +100,7 @@ impl Document for Health {
         let cage_restarts = self.0.cage_restarts();
         let healthy = counts == HealthCounts::default() && cage_restarts == 0;
         let disks = self.0.disks.iter().map(disk).collect();
-        let document = HealthDocument { healthy, counts, cage_restarts, disks };
+        let document = HealthDocument { known: &self.0.known, healthy, counts, cage_restarts, disks };
         let mut text = serde_json::to_vec_pretty(&document).unwrap_or_else(|error| {
             tracing::error!(%error, "the counters cannot be put into JSON");
             Vec::new()
@@ -86,41 +115,30 @@ type Counter = fn(&HealthCounts) -> u64;
 
 /// The counters by name, with what they count.
 const COUNTERS: [(&str, &str, Counter); 4] = [
-    ("damaged_reads", "Reads that touched a damaged range.", |counts| counts.damaged_reads),
-    ("io_errors", "Reads that the file below failed.", |counts| counts.io_errors),
-    ("unsupported_reads", "Reads that touched encrypted clusters.", |counts| counts.unsupported_reads),
-    ("source_errors", "Times the cage gave no answer that can be believed.", |counts| counts.source_errors),
+    ("instar_damaged_reads_total", "Reads that touched a damaged range.", |counts| counts.damaged_reads),
+    ("instar_io_errors_total", "Reads that the file below failed.", |counts| counts.io_errors),
+    ("instar_unsupported_reads_total", "Reads that touched encrypted clusters.", |counts| {
+        counts.unsupported_reads
+    }),
+    ("instar_source_errors_total", "Times the cage gave no answer that can be believed.", |counts| {
+        counts.source_errors
+    }),
 ];
 
 impl Document for Metrics {
     fn render(&self) -> Vec<u8> {
-        let mut text = String::new();
+        let mut text = Exposition::default();
         for (name, help, value) in COUNTERS {
-            head(&mut text, name, help);
+            text.begin(name, MetricKind::Counter, help);
             for Named { name: disk, disk: of } in &self.0.disks {
-                let value = value(&of.health().counts());
-                line(&mut text, format_args!("instar_{name}_total{{disk=\"{}\"}} {value}", label(disk)));
+                text.value(name, &[("disk", disk)], value(&of.health().counts()));
             }
         }
-        head(&mut text, "cage_restarts", "Times a resident cage died and was started anew.");
-        line(&mut text, format_args!("instar_cage_restarts_total {}", self.0.cage_restarts()));
-        text.into_bytes()
+        let name = "instar_cage_restarts_total";
+        text.begin(name, MetricKind::Counter, "Times a resident cage died and was started anew.");
+        text.value(name, &[], self.0.cage_restarts());
+        text.into_text().into_bytes()
     }
-}
-
-fn head(text: &mut String, name: &str, help: &str) {
-    line(text, format_args!("# HELP instar_{name}_total {help}"));
-    line(text, format_args!("# TYPE instar_{name}_total counter"));
-}
-
-/// A String takes every line.
-fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
-    writeln!(text, "{line}").unwrap_or_default();
-}
-
-/// A label's value in Prometheus' text form.
-fn label(value: &str) -> String {
-    value.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n")
 }
 
 /// Where a disk is damaged, as a mapfile of ddrescue: `+` is what can be read, `-` what cannot, `?` what was not
@@ -152,15 +170,5 @@ impl Document for DamageMap {
         let found = bad.into_iter().map(|at| at..at.saturating_add(cluster).min(size));
         let damaged = merged(survey.damaged.iter().cloned().chain(found).collect());
         mapfile(size, survey.seen_bytes, &damaged).into_bytes()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn label_of_a_hostile_name_stays_within_its_quotes() {
-        assert_eq!(label("a\"b\\c\nd"), r#"a\"b\\c\nd"#);
     }
 }

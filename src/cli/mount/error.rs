@@ -38,6 +38,15 @@ pub enum MountError {
     /// The program could not be started once more, or the one that was waiting for the mount is gone.
     #[error("cannot go to the background")]
     Background(#[source] io::Error),
+    /// The command could not be started or waited for.
+    #[error("cannot run the command")]
+    Command(#[source] io::Error),
+    /// The folder for the mount of a command cannot be made, looked at or removed.
+    #[error("the folder to mount on for the command")]
+    Folder(#[source] io::Error),
+    /// Nowhere to mount on.
+    #[error("no mount point is given")]
+    NoPoint,
     /// Signals cannot be caught.
     #[error("cannot wait for signals")]
     Signals(#[source] io::Error),
@@ -60,7 +69,7 @@ impl MountError {
                 Some("instar check --chain tells of every member that can be reached")
             }
             Self::Background(_) => Some("-f stays in the foreground"),
-            Self::Session(_) | Self::Signals(_) => None,
+            Self::Session(_) | Self::Signals(_) | Self::Command(_) | Self::Folder(_) | Self::NoPoint => None,
         }
     }
 }

@@ -10,10 +10,12 @@ mod below;
 mod disks;
 mod documents;
 mod error;
+mod exec;
 mod names;
 mod serve;
 mod snapshots;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -34,10 +36,11 @@ use super::repair::Request;
 use super::{log, say};
 use crate::disk::{ExtentSource, OnDamage, Revived, SharedSource};
 use crate::error::Error;
+use crate::event;
 use crate::exit::Exit;
 use crate::fuse::{MountPoint, Mounted};
 use crate::image::{HandleError, ImageHandle, Mode};
-use crate::report::{self, CheckReport, HumanOptions, Verdict, Watch};
+use crate::report::{self, CheckReport, HumanOptions, Verdict, Watch, escape_path};
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::job::Job;
 use crate::sandbox::{Resident, SandboxChoice};
@@ -67,17 +70,25 @@ impl From<OnDamageArg> for OnDamage {
 /// # Errors
 /// Why there is no mount, or why it ended badly.
 pub fn run(options: &MountOptions) -> Result<Exit, Error> {
-    if !options.foreground && !options.background_server {
-        return Ok(background::call_server().map_err(MountError::Background)?);
+    match &options.exec {
+        _ if options.background_server => {
+            background::become_server(options.exec.is_some()).map_err(MountError::Background)?;
+        }
+        Some(command) => return exec::run(options, command),
+        None if !options.foreground => return Ok(background::call_server().map_err(MountError::Background)?),
+        None => {}
     }
-    if options.background_server {
-        background::take_name().map_err(MountError::Background)?;
-    }
+    let point = options.mountpoint.as_deref().ok_or(MountError::NoPoint)?;
+    serve(options, point)
+}
+
+/// Checks, heals if asked to, mounts, and serves to the end.
+fn serve(options: &MountOptions, point: &Path) -> Result<Exit, Error> {
     log::start(&options.log)?;
     let request = Request::of(&options.repair)?;
     let ending = Ending::catch().map_err(MountError::Signals)?;
     let image = Arc::new(ImageHandle::open(&options.image, Mode::Read)?);
-    let point = MountPoint::check(&options.mountpoint, image.file().identity()).map_err(MountError::Point)?;
+    let point = MountPoint::check(point, image.file().identity()).map_err(MountError::Point)?;
     let inspector = Inspector::new(&image, &options.cage, Watch::people(options.quiet))?;
     let examined = examine(&image, &inspector, &request, &options.state)?;
     let inspector = match &examined.preview {
@@ -105,6 +116,13 @@ pub fn run(options: &MountOptions) -> Result<Exit, Error> {
     let name = file_name(image.path());
     let mounted = Mounted::new(tree, &point, &name.to_string_lossy(), options.access.admitted())
         .map_err(MountError::Session)?;
+    tracing::info!(
+        event = event::MOUNTED.id,
+        image = %escape_path(image.path()),
+        mountpoint = %escape_path(point.path()),
+        verdict = report::verdict_name(examined.report.verdict()),
+        "mounted"
+    );
     if !options.quiet {
         let served = served_path(&point, image.path());
         say::to_person(&report::line(&examined.report, &served, options.on_damage.into()));
@@ -116,6 +134,7 @@ pub fn run(options: &MountOptions) -> Result<Exit, Error> {
         return Err(MountError::Background(error).into());
     }
     ending.serve(mounted).map_err(MountError::Session)?;
+    tracing::info!(event = event::UNMOUNTED.id, mountpoint = %escape_path(point.path()), "unmounted");
     Ok(Exit::Consistent)
 }
 

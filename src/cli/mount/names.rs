@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::disks::Disks;
-use super::documents::{DamageMap, Health, Metrics, Named, Watched};
+use super::documents::{DamageMap, Health, Known, Metrics, Named, Watched};
 use super::{RAW_ENDING, SNAPSHOTS_FOLDER};
 use crate::disk::Disk;
 use crate::error::Error;
@@ -45,11 +45,12 @@ impl Shown<'_> {
             // The check has counted that of the image itself.
             allocated_bytes: (!self.disks.has_below).then(|| allocated(self.report)),
         };
-        let attributes = attributes(self.report);
+        let known = Known::new(self.image.path(), self.report);
+        let attributes = attributes(self.report, &known);
         let metadata = std::fs::metadata(self.image.path());
         let mut tree = match point {
             MountPoint::File(_) => Tree::new(content),
-            MountPoint::Directory(_) => self.folder(content)?,
+            MountPoint::Directory(_) => self.folder(content, known)?,
         };
         tree.attributes = attributes;
         if let Ok(metadata) = metadata {
@@ -62,13 +63,13 @@ impl Shown<'_> {
         Ok(tree)
     }
 
-    fn folder(self, active: Content) -> Result<Tree, Error> {
+    fn folder(self, active: Content, known: Known) -> Result<Tree, Error> {
         let json = serde_json::to_vec_pretty(&report::check_json(self.report)).map_err(Error::Json)?;
         let name = raw_name(self.image.path());
         let is_clean =
             self.is_clean_below && matches!(self.report.verdict(), Verdict::Consistent | Verdict::Leaks);
         let map = |disk: &Arc<Disk>| Content::Document(Arc::new(DamageMap::new(disk.clone(), is_clean)));
-        let watched = watched(&self.disks, name.to_string_lossy().into_owned());
+        let watched = watched(&self.disks, known, name.to_string_lossy().into_owned());
         let mut tree = Tree::new(Content::Directory);
         tree.add(ROOT, name, active);
         let folder = tree.add(ROOT, ".instar", Content::Directory);
@@ -94,19 +95,24 @@ fn allocated(report: &CheckReport) -> u64 {
     report.summary.allocated_clusters.saturating_mul(report.cluster_bytes().unwrap_or(0))
 }
 
-fn watched(disks: &Disks, active: String) -> Watched {
+fn watched(disks: &Disks, known: Known, active: String) -> Watched {
     let snapshots = disks.snapshots.iter().map(|(snapshot, disk)| Named {
         name: format!("{SNAPSHOTS_FOLDER}/{}", snapshot.file_name),
         disk: disk.clone(),
     });
     let active = Named { name: active, disk: disks.active.clone() };
-    Watched { disks: std::iter::once(active).chain(snapshots).collect(), restarts: disks.restarts.clone() }
+    Watched {
+        known,
+        disks: std::iter::once(active).chain(snapshots).collect(),
+        restarts: disks.restarts.clone(),
+    }
 }
 
 /// What every file says of the image in its extended attributes.
-fn attributes(report: &CheckReport) -> Vec<(OsString, Vec<u8>)> {
+fn attributes(report: &CheckReport, known: &Known) -> Vec<(OsString, Vec<u8>)> {
     let verdict = report::verdict_name(report.verdict());
     [
+        ("user.instar.image", known.image.clone()),
         ("user.instar.verdict", verdict.to_owned()),
         ("user.instar.findings", findings(report)),
         ("user.instar.sandbox", report.sandbox.cage.name().to_owned()),

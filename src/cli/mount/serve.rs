@@ -12,6 +12,7 @@ use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 use tracing::{error, warn};
 
+use crate::event;
 use crate::fuse::{Mounted, SessionError, Unmounter};
 
 /// Signals that ask for the end.
@@ -66,12 +67,15 @@ fn end(unmounter: &Unmounter) {
     match unmounter.unmount(false) {
         Ok(()) => {}
         Err(SessionError::Unmount { source, .. }) if source.kind() == io::ErrorKind::ResourceBusy => {
-            warn!("the mount is in use: it is served until its last user closes it");
+            warn!(
+                event = event::IN_USE.id,
+                "the mount is in use: it is served until its last user closes it"
+            );
             if let Err(error) = unmounter.unmount(true) {
-                error!(%error, "cannot detach the mount");
+                error!(event = event::UNMOUNT_FAILED.id, %error, "cannot detach the mount");
             }
         }
-        Err(error) => error!(%error, "cannot unmount"),
+        Err(error) => error!(event = event::UNMOUNT_FAILED.id, %error, "cannot unmount"),
     }
 }
 
