@@ -17,17 +17,21 @@ use instar_mount::sandbox::observer::Ignore;
 use native::NativeInspector;
 use support::damage::recipe;
 use support::image::{self, Content, Flavour, TestImage};
-use support::mendable::{CASES, Case, share};
+use support::mendable::{CASES, Case, far, share};
 use support::raw::{COPIED, OFFSET, Raw, field};
 use support::tools;
 
 fn repair(image: &TestImage, decisions: &[Decision]) -> RepairReport {
+    repair_at(Tier::All, image, decisions)
+}
+
+fn repair_at(tier: Tier, image: &TestImage, decisions: &[Decision]) -> RepairReport {
     let open = |path: PathBuf| Arc::new(ImageFile::open_read_only(&path).unwrap()) as Arc<dyn Backend>;
     let mut inspector = NativeInspector { data_file: image.data_file().map(open) };
     let decisions = decisions.iter().fold(Decisions::default(), |all, one| all.with(*one));
     let options = RepairOptions { decisions, ..RepairOptions::default() };
     let handle = ImageHandle::open(&image.path, Mode::Read).unwrap();
-    heal::repair(&handle, Tier::All, &options, &mut inspector, &mut Ignore)
+    heal::repair(&handle, tier, &options, &mut inspector, &mut Ignore)
         .unwrap_or_else(|error| panic!("{}: {error:?}", image.path.display()))
 }
 
@@ -70,6 +74,73 @@ fn damaged_entries_are_mended_at_every_cluster_size() {
             }
         }
     }
+}
+
+#[test]
+fn bitmap_that_has_lost_its_table_is_dirty_as_a_whole_and_the_other_one_stays() {
+    need!(tools::qemu());
+    let folder = tempfile::tempdir().unwrap();
+    let image = recipe("bitmap-table-offset").make(folder.path());
+    let raw = Raw::open(&image.path);
+    let other = raw.read(raw.bitmap_entry(1), 24);
+    let held = tools::ensure_untouched(&[&image.path], || repair_at(Tier::Leaks, &image, &[]));
+    assert_eq!(held.last().items(Problem::OrphanBitmap), 2, "{:?}", held.last().counts);
+    assert_eq!(repair(&image, &[]).ending, Ending::Repaired);
+    let (table, entries) = (raw.number(raw.bitmap_entry(0), 8), raw.number(raw.bitmap_entry(0) + 8, 4));
+    assert!((0..entries).all(|index| raw.number(table + 8 * index, 8) == 1), "not all ones");
+    assert_eq!(raw.read(raw.bitmap_entry(1), 24), other, "the other bitmap stays");
+    let output = tools::must(tools::qemu_img(["info"]).arg(&image.path));
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(told.contains("bitmap-a") && told.contains("bitmap-b") && !told.contains("in-use"), "{told}");
+}
+
+#[test]
+fn bitmaps_with_one_table_are_both_dirty() {
+    need!(tools::qemu());
+    let folder = tempfile::tempdir().unwrap();
+    let image = recipe("bitmap-table-shared").make(folder.path());
+    let raw = Raw::open(&image.path);
+    assert_eq!(repair(&image, &[]).ending, Ending::Repaired);
+    let bits = image.virtual_bytes / 65_536;
+    let tables = [0, 1].map(|index| raw.number(raw.bitmap_entry(index), 8));
+    assert_ne!(tables[0], tables[1]);
+    for table in tables {
+        let entry = raw.number(table, 8);
+        let dirty = |entry: u64| -> u32 {
+            raw.read(entry & OFFSET, 65_536).iter().map(|byte| byte.count_ones()).sum()
+        };
+        assert!(entry == 1 || u64::from(dirty(entry)) == bits, "{entry:#x}");
+    }
+}
+
+#[test]
+fn clusters_that_bitmaps_lost_are_kept_where_anything_else_is_lost_too() {
+    need!(tools::qemu());
+    let folder = tempfile::tempdir().unwrap();
+    let image = recipe("bitmap-table-offset").make(folder.path());
+    let raw = Raw::open(&image.path);
+    raw.change(raw.l2_entry(0), |entry| entry + 512);
+    let table = raw.number(raw.bitmap_entry(0), 8);
+    let report = tools::ensure_untouched(&[&image.path], || repair(&image, &[]));
+    assert_eq!(report.ending, Ending::NeedsDecision);
+    assert_eq!(report.last().items(Problem::OrphanBitmap), 0);
+    assert_eq!(report.last().items(Problem::OrphanData), 3, "{:?}", report.last().counts);
+    assert_eq!(raw.number(raw.bitmap_entry(0), 8), table);
+}
+
+#[test]
+fn lost_table_beside_a_bitmap_that_lost_none_is_kept() {
+    need!(tools::qemu());
+    let folder = tempfile::tempdir().unwrap();
+    let image = image::make(folder.path(), "image", Flavour::Bitmaps, 65_536);
+    let raw = Raw::open(&image.path);
+    // A bitmap's data cluster, and an L2 table with what it maps.
+    raw.set_number(raw.number(raw.bitmap_entry(0), 8), 8, far(&raw));
+    raw.set_number(raw.l1_entry(0), 8, 0);
+    let report = tools::ensure_untouched(&[&image.path], || repair(&image, &[]));
+    assert_eq!(report.ending, Ending::NeedsDecision);
+    assert_eq!(report.last().items(Problem::OrphanTable), 1, "{:?}", report.last().counts);
+    assert!(report.last().items(Problem::OrphanData) > 0, "{:?}", report.last().counts);
 }
 
 #[test]

@@ -47,7 +47,8 @@ pub(super) struct Places {
 
 /// Clusters that nothing refers to. A check tells them as one or another of these by what else it found, so that
 /// one of them may stand where another stood.
-const UNREFERENCED: &[Problem] = &[Problem::RefcountLeak, Problem::OrphanData, Problem::OrphanTable];
+const UNREFERENCED: &[Problem] =
+    &[Problem::RefcountLeak, Problem::OrphanData, Problem::OrphanTable, Problem::OrphanBitmap];
 
 impl Places {
     /// Keeps the place of a finding; false if there is no room left.

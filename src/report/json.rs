@@ -242,6 +242,9 @@ struct TodoDocument {
     cure: &'static str,
     /// Items that it takes away; 0 where it only follows up what other cures do.
     items: u64,
+    /// Those of them with which traces of what was lost go.
+    #[serde(skip_serializing_if = "is_zero")]
+    traces: u64,
     /// Bytes that it writes.
     write_bytes: u64,
     /// Guest ranges whose data it gives up, which could not be read before either.
@@ -484,6 +487,7 @@ fn todo_row(row: &TodoRow) -> TodoDocument {
     TodoDocument {
         cure: row.cure.id(),
         items: row.items,
+        traces: row.traces,
         write_bytes: row.write_bytes,
         dropped: row.dropped.iter().map(dropped).collect(),
     }

@@ -181,7 +181,9 @@ impl CheckReport {
             Some(RepairFacts { tier: Tier::All, left, .. }) => left.contains(&problem),
             _ => problem.row().disposition == Disposition::Choice && self.tally.row(problem).is_some(),
         };
-        Decision::ALL.iter().copied().filter(move |decision| is_open(decision.problem()))
+        let is_offered =
+            move |decision: &Decision| decision.problems().iter().any(|problem| is_open(*problem));
+        Decision::ALL.iter().copied().filter(is_offered)
     }
 
     /// Corruptions and leaks that the repair took away.

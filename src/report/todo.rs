@@ -25,6 +25,8 @@ pub struct TodoRow {
     pub cure: Cure,
     /// Items that it takes away; 0 where it only follows up what the others do.
     pub items: u64,
+    /// Those of them with which traces of what was lost go.
+    pub traces: u64,
     /// Bytes that it writes.
     pub write_bytes: u64,
     /// Guest ranges whose data it gives up, by snapshot. It could not be read before either.
@@ -56,7 +58,10 @@ impl Todo {
             let write_bytes = step.groups.iter().flatten().map(|write| write.bytes.len() as u64).sum();
             match rows.iter_mut().find(|row| row.cure == step.cure) {
                 Some(row) => row.write_bytes = row.write_bytes.saturating_add(write_bytes),
-                None => rows.push(TodoRow { cure: step.cure, items: 0, write_bytes, dropped: Vec::new() }),
+                None => {
+                    let (cure, dropped) = (step.cure, Vec::new());
+                    rows.push(TodoRow { cure, items: 0, traces: 0, write_bytes, dropped });
+                }
             }
         }
         let gone = |problem: Problem| {
@@ -65,8 +70,12 @@ impl Todo {
         };
         for row in &mut rows {
             let of_cure = |problem: &Problem| Cure::of(*problem) == Some(row.cure);
-            let problems = before.keys().filter(|problem| of_cure(problem));
-            row.items = problems.fold(0, |sum: u64, problem| sum.saturating_add(gone(*problem)));
+            for problem in before.keys().filter(|problem| of_cure(problem)) {
+                row.items = row.items.saturating_add(gone(*problem));
+                if problem.row().cost == Cost::DestroysEvidence {
+                    row.traces = row.traces.saturating_add(gone(*problem));
+                }
+            }
             let dropping = |kept: &&KeptFinding| {
                 of_cure(&kept.problem)
                     && kept.problem.row().cost == Cost::DropsData
@@ -113,11 +122,12 @@ impl TodoRow {
             0 => "follows from the others".to_owned(),
             items => counted(items, "item", "items"),
         };
-        let price = match (self.dropped.is_empty(), self.items) {
-            (false, _) => "drops data that cannot be read now",
+        let price = match (self.dropped.is_empty(), self.items, self.traces) {
+            (false, ..) => "drops data that cannot be read now",
             // What it follows up may be a decision, whose price is told with the decision.
-            (true, 0) if has_decisions => "at the price of what you decided",
-            (true, _) => "loses nothing",
+            (true, 0, _) if has_decisions => "at the price of what you decided",
+            (true, _, 0) => "loses nothing",
+            (true, ..) => "loses traces of what is lost already",
         };
         let (id, size) = (self.cure.id(), bytes(self.write_bytes));
         writeln!(out, "    {number}. {id}: {items}, writes {size}, {price}")?;

@@ -134,7 +134,7 @@ fn bitmaps_that_share_one_table_cost_one_walk() {
     put(&mut bytes, 120, &[&len.to_be_bytes(), &(directory as u64).to_be_bytes()]);
     let image = Counted::new(bytes);
     let checked = image.check();
-    assert!(checked.ids().contains(&"bitmap-overlap"), "{:?}", checked.ids());
+    assert!(checked.ids().contains(&"bitmap-table-shared"), "{:?}", checked.ids());
     let read_bytes = image.read_bytes.load(Ordering::Relaxed);
     assert!(read_bytes < 64 << 20, "{read_bytes} bytes read of a file of {}", image.len());
 }

@@ -456,7 +456,7 @@ pub const RECIPES: &[Recipe] = &[
         raw.set_number(raw.bitmap_entry(0) + 17, 1, 40);
     }),
     with(Flavour::Bitmaps, "bitmap-table", &["bitmap-table"], |_, raw| {
-        raw.set_number(raw.bitmap_entry(0), 8, far(raw));
+        raw.set_number(raw.bitmap_entry(0) + 8, 4, 9);
     }),
     with(Flavour::Bitmaps, "bitmap-table-entry", &["bitmap-table-entry"], |_, raw| {
         raw.change(raw.number(raw.bitmap_entry(0), 8), |entry| entry | 1 << 3);
@@ -471,6 +471,12 @@ pub const RECIPES: &[Recipe] = &[
         raw.write(raw.bitmap_entry(1) + 24, b"bitmap-a");
     }),
     with(Flavour::Bitmaps, "bitmap-overlap", &["bitmap-overlap"], |_, raw| {
+        raw.set_number(raw.number(raw.bitmap_entry(0), 8), 8, raw.host_offset(0));
+    }),
+    with(Flavour::Bitmaps, "bitmap-table-offset", &["bitmap-table-offset", "orphan-bitmap"], |_, raw| {
+        raw.set_number(raw.bitmap_entry(0), 8, far(raw));
+    }),
+    with(Flavour::Bitmaps, "bitmap-table-shared", &["bitmap-table-shared", "orphan-bitmap"], |_, raw| {
         raw.set_number(raw.bitmap_entry(1), 8, raw.number(raw.bitmap_entry(0), 8));
     }),
     // Encryption header.

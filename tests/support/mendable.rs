@@ -26,7 +26,7 @@ const fn case(name: &'static str, flavour: Flavour, apply: fn(&mut TestImage, &R
 }
 
 /// An aligned offset well past the end of the file.
-fn far(raw: &Raw) -> u64 {
+pub fn far(raw: &Raw) -> u64 {
     (raw.len() / raw.cluster_bytes + 64) * raw.cluster_bytes
 }
 
@@ -54,6 +54,14 @@ fn strip_extra(raw: &Raw) {
     let strings = raw.read(at + 40 + extra, usize::try_from(names).expect("small"));
     raw.set_number(at + 36, 4, 0);
     raw.write(at + 40, &strings);
+}
+
+/// Puts an extension that nobody knows behind the bitmaps.
+fn add_extension(raw: &Raw) {
+    let at = raw.bitmaps_extension() + 24;
+    assert_eq!(raw.number(at, 8), 0, "the bitmaps are the last extension");
+    raw.set_number(at, 8, 0x1122_3344 << 32 | 5);
+    raw.write(at + 8, b"hello");
 }
 
 /// Every such damage.
@@ -143,6 +151,33 @@ pub const CASES: &[Case] = &[
             raw.set_number(raw.bitmap_entry(0) + 17, 1, 40);
         })
     },
+    case("bitmap-table-offset", Flavour::Bitmaps, |_, raw| {
+        raw.set_number(raw.bitmap_entry(0), 8, far(raw));
+    }),
+    case("bitmap-table-offsets", Flavour::Bitmaps, |_, raw| {
+        raw.set_number(raw.bitmap_entry(0), 8, far(raw));
+        raw.change(raw.bitmap_entry(1), |offset| offset + 8);
+    }),
+    case("bitmap-table-shared", Flavour::Bitmaps, |_, raw| {
+        raw.set_number(raw.bitmap_entry(0), 8, raw.number(raw.bitmap_entry(1), 8));
+    }),
+    case("bitmap-table-entry-past-eof", Flavour::Bitmaps, |_, raw| {
+        raw.set_number(raw.number(raw.bitmap_entry(0), 8), 8, far(raw));
+    }),
+    case("bitmap-table-entry-on-l1", Flavour::Bitmaps, |_, raw| {
+        raw.set_number(raw.number(raw.bitmap_entry(0), 8), 8, raw.get(field::L1_OFFSET));
+    }),
+    case("bitmap-table-entry-reserved", Flavour::Bitmaps, |_, raw| {
+        raw.change(raw.number(raw.bitmap_entry(0), 8), |entry| entry | 1 << 3);
+        raw.change(raw.number(raw.bitmap_entry(1), 8), |entry| entry | 1 << 60);
+    }),
+    Case {
+        decisions: &[Decision::DropBitmaps],
+        ..case("bitmaps-dropped-before-another-extension", Flavour::Bitmaps, |_, raw| {
+            raw.set_number(raw.bitmap_entry(0) + 17, 1, 40);
+            add_extension(raw);
+        })
+    },
     case("lone-bitmaps-bit", Flavour::Plain, |_, raw| raw.set(field::AUTOCLEAR, 1)),
     case("lone-raw-data-bit", Flavour::Plain, |_, raw| raw.set(field::AUTOCLEAR, 2)),
     // Programs leave the table out of small header clusters.
@@ -151,6 +186,15 @@ pub const CASES: &[Case] = &[
         ..case("feature-table", Flavour::Plain, |_, raw| {
             let (at, len) = raw.extension(extension::FEATURE_NAMES).expect("qemu writes one");
             raw.set_number(at + 4, 4, len - 1);
+        })
+    },
+    Case {
+        cluster_bytes_min: 65_536,
+        ..case("feature-table-before-another-extension", Flavour::Bitmaps, |_, raw| {
+            let (at, len) = raw.extension(extension::FEATURE_NAMES).expect("programs write it");
+            let behind = raw.read(at + 8 + len, 64);
+            raw.set_number(at + 4, 4, len - 9);
+            raw.write(at + len, &behind);
         })
     },
     case("several", Flavour::Snapshots, |image, raw| {

@@ -6,7 +6,7 @@
 use crate::problem::Problem;
 
 macro_rules! choices {
-    ($($bit:literal $name:ident [$problem:ident] $id:literal $doc:literal)*) => {
+    ($($bit:literal $name:ident [$problem:ident $($other:ident)*] $id:literal $doc:literal)*) => {
         /// One outcome of a problem that has several.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
         #[repr(u32)]
@@ -18,11 +18,19 @@ macro_rules! choices {
             /// Every decision, in the order of their bits.
             pub const ALL: &[Self] = &[$(Self::$name,)*];
 
-            /// The problem that it decides about.
+            /// The problem that it goes by.
             #[must_use]
             pub const fn problem(self) -> Problem {
                 match self {
                     $(Self::$name => Problem::$problem,)*
+                }
+            }
+
+            /// All problems that it decides about, the one that it goes by first.
+            #[must_use]
+            pub const fn problems(self) -> &'static [Problem] {
+                match self {
+                    $(Self::$name => &[Problem::$problem, $(Problem::$other,)*],)*
                 }
             }
 
@@ -60,7 +68,9 @@ choices! {
         "Give an entry that leads to metadata a copy of it: the guest keeps reading the bytes that it reads now."
     6 UnmapOverlapping [L2EntryOverlapsMetadata] "unmap"
         "Empty entries that lead to metadata: the guest reads zeros there, or its backing file."
-    7 DropBitmaps [BitmapDirectory] "drop"
+    7 DropBitmaps [
+        BitmapDirectory BitmapEntry BitmapTable BitmapTableEntry BitmapOverlap BitmapDuplicateName
+        BitmapTableOffset BitmapTableShared] "drop"
         "Drop all bitmaps: the next backup copies everything."
     8 DropSnapshots [HeaderSnapshotsOffset] "drop"
         "Drop all snapshots, as their table cannot be found: what only they led to has to be given up too (orphan-data, orphan-table)."

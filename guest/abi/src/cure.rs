@@ -56,7 +56,7 @@ macro_rules! cures {
 }
 
 cures! {
-    1 FreeLeaks "free-leaks" [RefcountLeak RefcountPastEof]
+    1 FreeLeaks "free-leaks" [RefcountLeak RefcountPastEof OrphanBitmap]
         "Lower the reference counts of unreferenced clusters to zero."
     2 FixCounts "fix-counts" [RefcountTooHigh RefcountTooLow RefcountContradicted]
         "Write the counted number of users of a cluster over a wrong one."
@@ -79,8 +79,8 @@ cures! {
         "Write the snapshot table anew at the end of the file, with the extra data that version 3 asks for."
     9 ClearFeatures "clear-features" [HeaderDirty AutoclearBitmaps AutoclearDataFileRaw ExtensionFeatureTable]
         "Take back header flags and fields that nothing in the file bears out."
-    10 DirtyBitmaps "dirty-bitmaps" [BitmapInUse]
-        "Mark all of a bitmap that was not saved as dirty: the next backup copies everything."
+    10 DirtyBitmaps "dirty-bitmaps" [BitmapInUse BitmapTableEntry BitmapTableOffset BitmapTableShared]
+        "Mark what was not saved, or is lost, of a bitmap as dirty: the next backup copies it."
     11 RaiseGuard "raise-guard" []
         "Mark the image as corrupt, durably, before anything else of it is changed."
     12 LowerGuard "lower-guard" [HeaderCorrupt]

@@ -408,9 +408,9 @@ problems! {
     152 BitmapTable "bitmap-table" Corruption [Choice] DropsData
         "bitmap {index}: bitmap table at {host}: stored {stored}, expected {expected}";
         "This bitmap cannot be used; the guest's data is not touched by this."
-    153 BitmapTableEntry "bitmap-table-entry" Corruption [Choice] DropsData
+    153 BitmapTableEntry "bitmap-table-entry" Corruption [Curable(Tier::All)] Lossless
         "{table} entry {index} at {host}: stored {stored} is not a usable cluster of the file or has reserved bits";
-        "This bitmap cannot be used; the guest's data is not touched by this."
+        "What this part of the bitmap knew is lost; the guest's data is not touched by this."
     154 BitmapInUse "bitmap-in-use" Leak [Curable(Tier::All)] Lossless
         "bitmap {index}: in-use flag is set";
         "The bitmap was not saved; the next backup must be a full one."
@@ -420,6 +420,15 @@ problems! {
     156 BitmapOverlap "bitmap-overlap" Corruption [Choice] DropsData
         "{table} entry {index}: cluster {stored} is used by something else too";
         "Whoever writes one of them destroys the other."
+    157 BitmapTableOffset "bitmap-table-offset" Corruption [Curable(Tier::All)] Lossless
+        "bitmap {index}: bitmap table offset {stored} at {host} is not a usable cluster of the file";
+        "What this bitmap knew is lost; the guest's data is not touched by this."
+    158 BitmapTableShared "bitmap-table-shared" Corruption [Curable(Tier::All)] DestroysEvidence
+        "bitmap {index}: its table at {stored} is that of bitmap {expected:d}";
+        "It is unknown whose the table is: neither bitmap can be trusted."
+    159 OrphanBitmap "orphan-bitmap" Leak [Curable(Tier::All)] DestroysEvidence
+        "cluster {index}: nothing points to it or to {count} like it, and nothing but bitmaps has lost anything";
+        "They are what bitmaps have lost, or leaked before: they hold no guest data."
     // Encryption header.
     160 CryptoHeaderRange "crypto-header-range" Corruption [Refuse] Lossless
         "LUKS header at {host}: {stored:bytes} reach past the end of the file ({expected})";

@@ -1,7 +1,10 @@
 //! The bitmap directory and the bitmap tables.
 //!
-//! Bitmap contents are never looked at. A bitmap whose description cannot be right still holds its clusters;
-//! what is never followed is a table that is unaligned or not in the file.
+//! Bitmap contents are never looked at. A bitmap whose description cannot be right still holds its clusters.
+//!
+//! Never followed is a table that is unaligned or not in the file, one that an earlier bitmap has, and an entry that
+//! leads to nothing that a bitmap can have: nowhere in the file, or to the active disk's L1 table where that reads like
+//! one. What these bitmaps had is lost to them, and a leak may be it.
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -21,6 +24,7 @@ use crate::ondisk::bitmaps::{
     GRANULARITY_BITS_MAX, NAME_BYTES_MAX, TABLE_ENTRIES_MAX, TYPE_DIRTY,
 };
 use crate::ondisk::extensions::{BITMAP_DIRECTORY_BYTES_MAX, BITMAPS_MAX, BitmapsExtension};
+use crate::ondisk::l1::L1Entry;
 use crate::ondisk::units::Position;
 
 /// Bytes of the directory that are read at once; more than any entry that QEMU takes has.
@@ -39,6 +43,50 @@ pub struct BitmapRoot {
     pub weight: u64,
 }
 
+/// Where an entry of a bitmap's table leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Data {
+    /// To no cluster: all bits are zero, or all are one.
+    Nowhere,
+    /// To the cluster at this offset.
+    At(u64),
+    /// To nothing that a bitmap can have.
+    Lost,
+}
+
+/// Where `entry` leads in this image.
+#[must_use]
+pub fn data(image: &Image, roots: &Roots, entry: BitmapTableEntry) -> Data {
+    match entry.data_offset() {
+        0 => Data::Nowhere,
+        offset if image.bounds.position(offset) != Position::Inside => Data::Lost,
+        offset if roots.sure_l1_offset == Some(offset) => Data::Lost,
+        offset => Data::At(offset),
+    }
+}
+
+/// What the tables took that bitmaps have lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LostTables {
+    /// Clusters, of all of them.
+    pub clusters: u64,
+    /// Entries of the longest one.
+    pub entries_max: u64,
+}
+
+/// The offset of the active disk's L1 table where it reads like one: entries that all lead to clusters of the file,
+/// and one at the least.
+fn sure_l1_offset<H: Host>(host: &mut H, reader: &mut Reader, image: &Image, roots: &Roots) -> Option<u64> {
+    let disk = roots.disks.iter().find(|disk| disk.snapshot == ACTIVE)?;
+    let len = (disk.l1_entries * 8).min(image.header.cluster.bytes());
+    let Bytes::Read(bytes) = reader.one(host, disk.l1_offset, instar_abi::to_usize(len)) else { return None };
+    let is_sound = |entry: L1Entry| {
+        entry.reserved() == 0 && image.bounds.position(entry.l2_offset()) == Position::Inside
+    };
+    let mut used = words(bytes).filter(|raw| *raw != 0).map(L1Entry).peekable();
+    (used.peek().is_some() && used.all(is_sound)).then_some(disk.l1_offset)
+}
+
 fn fault(problem: Problem, table: Table, at: u64, index: u64, stored: u64, expected: u64) -> Fault {
     Fault { problem, table, host_offset: at, host_len: 8, index, stored, expected }
 }
@@ -55,9 +103,11 @@ pub fn find<H: Host>(
     if !check_extension(&extension, report, image) {
         return;
     }
+    roots.sure_l1_offset = sure_l1_offset(host, reader, image, roots);
     let (start, len) = (extension.directory_offset, extension.directory_bytes);
     roots.region(Table::BitmapDirectory, ACTIVE, start, len, extension.at + 16);
-    let mut walk = Walk { at: start, end: start + len, next: 0, names: BTreeMap::new() };
+    let (names, tables) = (BTreeMap::new(), BTreeMap::new());
+    let mut walk = Walk { at: start, end: start + len, next: 0, names, tables };
     while walk.at < walk.end && walk.next < extension.bitmaps {
         let before = walk.at;
         let len = PIECE_BYTES.min(instar_abi::to_usize(walk.end - walk.at));
@@ -115,6 +165,8 @@ struct Walk {
     end: u64,
     next: u32,
     names: BTreeMap<Vec<u8>, u32>,
+    /// Offsets of the tables seen, and whose they are.
+    tables: BTreeMap<u64, u32>,
 }
 
 impl Walk {
@@ -142,7 +194,7 @@ impl Walk {
                 report.fault(&fault(problem, table, self.at, index, index, u64::from(first)));
             }
             place.check_fields(&entry, report);
-            place.check_table(&entry, report, image, roots);
+            place.check_table(&entry, report, image, roots, &mut self.tables);
             used += entry.len;
             self.at += entry.len as u64;
             self.next += 1;
@@ -188,17 +240,31 @@ impl Place {
         }
     }
 
-    fn check_table(self, entry: &BitmapEntry, report: &mut Report, image: &Image, roots: &mut Roots) {
+    fn check_table(
+        self,
+        entry: &BitmapEntry,
+        report: &mut Report,
+        image: &Image,
+        roots: &mut Roots,
+        tables: &mut BTreeMap<u64, u32>,
+    ) {
         let (offset, entries) = (entry.table_offset, u64::from(entry.table_entries));
         let is_inside = offset != 0 && image.bounds.position(offset) == Position::Inside;
         if !is_inside {
-            self.bad(Problem::BitmapTable, self.at, offset, image.bounds.len, report);
+            self.bad(Problem::BitmapTableOffset, self.at, offset, image.bounds.len, report);
+            roots.lost_bitmap_table(image, entries);
             return;
         }
         if entries == 0 || entries > u64::from(TABLE_ENTRIES_MAX) {
             self.bad(Problem::BitmapTable, self.at + 8, entries, u64::from(TABLE_ENTRIES_MAX), report);
             return;
         }
+        if let Some(first) = tables.get(&offset) {
+            self.bad(Problem::BitmapTableShared, self.at, offset, u64::from(*first), report);
+            roots.lost_bitmap_table(image, entries);
+            return;
+        }
+        tables.insert(offset, self.index);
         let needed = entry
             .data_bytes_needed(image.header.virtual_size)
             .map_or(entries, |bytes| image.header.cluster.count(bytes));
@@ -266,14 +332,13 @@ pub fn count<H: Host>(
 ) {
     for bitmap in &roots.bitmaps {
         for_each_entry(host, reader, report, bitmap, |index, at, entry, report| {
-            let offset = entry.data_offset();
-            let is_usable = offset == 0 || image.bounds.position(offset) == Position::Inside;
-            if entry.reserved() != 0 || !is_usable {
+            let data = data(image, roots, entry);
+            if entry.reserved() != 0 || data == Data::Lost {
                 let mut finding = entry_finding(Problem::BitmapTableEntry, bitmap.index, index, at, entry.0);
                 finding.expected = image.bounds.len;
                 report.put(Problem::BitmapTableEntry, finding);
             }
-            if offset != 0 && is_usable {
+            if let Data::At(offset) = data {
                 counts.add(image.header.cluster.index(offset), flags::META, bitmap.weight);
             }
         });

@@ -119,10 +119,7 @@ impl Judge<'_> {
         }
         for bitmap in &roots.bitmaps {
             bitmaps::for_each_entry(host, reader, report, bitmap, |index, at, entry, report| {
-                let offset = entry.data_offset();
-                if offset == 0 || self.image.bounds.position(offset) != Position::Inside {
-                    return;
-                }
+                let bitmaps::Data::At(offset) = bitmaps::data(self.image, roots, entry) else { return };
                 if self.usage(offset).is_overlap() {
                     let problem = Problem::BitmapOverlap;
                     report.put(problem, bitmaps::entry_finding(problem, bitmap.index, index, at, offset));

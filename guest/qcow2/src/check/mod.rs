@@ -101,6 +101,9 @@ pub struct Checked {
     /// the [`Problem::RefcountLeak`] findings, in order, each within the file and with a readable refcount
     /// block. Nothing else may ever be freed.
     pub free: Vec<ClusterRun>,
+    /// The same of what bitmaps have lost, or what leaked before ([`Problem::OrphanBitmap`]): worthless once no bitmap
+    /// misses anything.
+    pub lost_by_bitmaps: Vec<ClusterRun>,
     /// The counts of all clusters past the end of the file may be set to zero too
     /// ([`Problem::RefcountPastEof`]): nothing worse than a leak was found, so no pointer leads there and no
     /// part of the file was cut off.
@@ -116,6 +119,7 @@ impl Checked {
             problems: Problems::default(),
             faults: Faults::default(),
             free: Vec::new(),
+            lost_by_bitmaps: Vec::new(),
             frees_past_end: false,
         }
     }
@@ -148,6 +152,7 @@ pub fn inspect<H: Host>(host: &mut H, options: &Options) -> Checked {
         roots,
         totals: Totals::default(),
         free: Vec::new(),
+        lost_by_bitmaps: Vec::new(),
         end: 0,
         lost: BTreeSet::new(),
         last_lost: None,
@@ -206,6 +211,7 @@ struct Check {
     roots: Roots,
     totals: Totals,
     free: Vec<ClusterRun>,
+    lost_by_bitmaps: Vec<ClusterRun>,
     /// One past the last cluster in use.
     end: u64,
     /// Clusters past the end of the file that entries point at.
@@ -388,7 +394,7 @@ impl Check {
         }
         let cap_bytes = host.memory_budget() / LEAKS_PART;
         let evidence = Evidence { has_empty_tables, pass, cap_bytes };
-        let Self { reader, report, image, roots, free, hearsay, shared_blocks, .. } = self;
+        let Self { reader, report, image, roots, free, lost_by_bitmaps, hearsay, shared_blocks, .. } = self;
         let triage = Triage::run(host, reader, report, image, roots, leaks, evidence);
         let per_block = image.header.refcount_width.per_block(image.header.cluster);
         let is_hearsay = |cluster| hearsay.contains(cluster) && shared_blocks.contains(cluster / per_block);
@@ -401,9 +407,16 @@ impl Check {
             leaks,
             evidence.pass,
             is_hearsay,
-            |cluster| match free.last_mut() {
-                Some(run) if run.first + run.count == cluster => run.count += 1,
-                _ => free.push(ClusterRun { first: cluster, count: 1 }),
+            |problem, cluster| {
+                let runs = match problem {
+                    Problem::RefcountLeak => &mut *free,
+                    Problem::OrphanBitmap => &mut *lost_by_bitmaps,
+                    _ => return,
+                };
+                match runs.last_mut() {
+                    Some(run) if run.first + run.count == cluster => run.count += 1,
+                    _ => runs.push(ClusterRun { first: cluster, count: 1 }),
+                }
             },
         );
     }
@@ -455,6 +468,7 @@ impl Check {
             problems: self.report.seen(),
             faults: self.report.take_faults(),
             free: self.free,
+            lost_by_bitmaps: self.lost_by_bitmaps,
             frees_past_end,
         }
     }

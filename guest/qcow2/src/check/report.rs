@@ -155,6 +155,7 @@ pub struct Report {
     seen: Problems,
     faults: Faults,
     casts_doubt: bool,
+    has_lost_more_than_bitmaps: bool,
     are_counts_wrong: bool,
     has_corruption: bool,
     is_incomplete: bool,
@@ -195,7 +196,14 @@ pub const fn leaves_counts_proven(problem: Problem) -> bool {
             | P::BitmapDuplicateName
             | P::OrphanTable
             | P::OrphanData
+            | P::OrphanBitmap
     )
+}
+
+/// Whether a problem is that a bitmap has lost clusters, and nothing else can have lost any with it.
+pub const fn loses_bitmaps_alone(problem: Problem) -> bool {
+    use Problem as P;
+    matches!(problem, P::BitmapTableEntry | P::BitmapTableOffset | P::BitmapTableShared)
 }
 
 /// Whether a problem says that stored reference counts are not right.
@@ -211,6 +219,7 @@ const fn is_about_counts(problem: Problem) -> bool {
             | P::RefcountBlockMissing
             | P::OrphanData
             | P::OrphanTable
+            | P::OrphanBitmap
     )
 }
 
@@ -280,6 +289,12 @@ impl Report {
         self.casts_doubt
     }
 
+    /// Whether anything was found that could have hidden a user that is not a bitmap.
+    #[must_use]
+    pub const fn has_lost_more_than_bitmaps(&self) -> bool {
+        self.has_lost_more_than_bitmaps
+    }
+
     /// Whether parts of the image could not be looked at.
     #[must_use]
     pub const fn is_incomplete(&self) -> bool {
@@ -315,7 +330,9 @@ impl Report {
             return;
         }
         self.seen.insert(problem);
-        self.casts_doubt |= !leaves_counts_proven(problem);
+        let casts_doubt = !leaves_counts_proven(problem);
+        self.casts_doubt |= casts_doubt;
+        self.has_lost_more_than_bitmaps |= casts_doubt && !loses_bitmaps_alone(problem);
         self.are_counts_wrong |= is_about_counts(problem);
         self.has_corruption |= problem.row().severity > Severity::Leak;
         self.is_incomplete |= problem.row().severity == Severity::Fatal || is_unreadable(problem);

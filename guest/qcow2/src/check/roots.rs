@@ -80,6 +80,10 @@ pub struct Roots {
     pub regions: Vec<Region>,
     /// The bitmaps' tables.
     pub bitmaps: Vec<bitmaps::BitmapRoot>,
+    /// What the tables took that bitmaps have lost.
+    pub lost_bitmap_tables: bitmaps::LostTables,
+    /// The active disk's L1 table, where there are bitmaps and it is beyond doubt that it is one.
+    pub sure_l1_offset: Option<u64>,
     /// The refcount table's entries; empty where it cannot be found.
     pub refcount_table: Vec<u64>,
     /// Indices of entries that point to the block of an earlier entry, in order.
@@ -157,6 +161,14 @@ impl Roots {
         }
     }
 
+    /// Notes that a bitmap has lost its table of so many entries.
+    pub fn lost_bitmap_table(&mut self, image: &Image, entries: u64) {
+        let lost = &mut self.lost_bitmap_tables;
+        let clusters = image.header.cluster.count(entries.saturating_mul(8));
+        lost.clusters = lost.clusters.saturating_add(clusters);
+        lost.entries_max = lost.entries_max.max(entries);
+    }
+
     fn find_repeated_blocks(&mut self) {
         let offsets = self.refcount_table.iter().map(|entry| RefcountTableEntry(*entry).block_offset());
         let mut order: Vec<(u64, u32)> = offsets.zip(0..).filter(|(offset, _)| *offset != 0).collect();
@@ -177,6 +189,8 @@ impl Roots {
             disks: self.disks.clone(),
             regions: self.regions.iter().filter(is_kept).copied().collect(),
             bitmaps: self.bitmaps.clone(),
+            lost_bitmap_tables: self.lost_bitmap_tables,
+            sure_l1_offset: self.sure_l1_offset,
             refcount_table: entries,
             repeated_blocks: Vec::new(),
             is_active_found: self.is_active_found,

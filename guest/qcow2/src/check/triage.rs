@@ -9,6 +9,10 @@
 //! * clusters that hold data while an L2 table of the active disk is zeros from end to end;
 //! * every cluster, where damage elsewhere may have hidden a user ([`Report::casts_doubt`]), or where memory does not
 //!   hold all leaks at once.
+//!
+//! Where nothing but bitmaps can have lost anything, what shows no such sign is either theirs or would be free for the
+//! taking without them: [`Problem::OrphanBitmap`]. No more clusters that read like tables are taken for bitmap tables than
+//! the lost ones took.
 
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -18,13 +22,15 @@ use instar_abi::call::{DataRange, Phase};
 use instar_abi::finding::NONE;
 use instar_abi::problem::Problem;
 
+use super::bitmaps::LostTables;
 use super::compare::{Blocks, count_finding};
 use super::leaks::ClusterSet;
 use super::reader::{Bytes, Reader};
 use super::report::Report;
-use super::roots::{Disk, Image, Roots};
+use super::roots::{Disk, Image, Roots, words};
 use super::walk::{TableRef, Visitor, walk};
 use crate::host::Host;
+use crate::ondisk::bitmaps::BitmapTableEntry;
 use crate::ondisk::bytes::is_zero;
 use crate::ondisk::l1::L1Entry;
 use crate::ondisk::l2::{L2Entry, L2Format, Mapping};
@@ -46,6 +52,10 @@ pub struct Triage {
     tables: Vec<(u64, u64)>,
     /// Everything is held.
     holds_all: bool,
+    /// What is not held may be a bitmap's.
+    lost_by_bitmaps: bool,
+    /// Leaked clusters that read like a table that a bitmap has lost, with what their entries lead to.
+    bitmap_tables: Vec<(u64, Vec<u64>)>,
 }
 
 /// What the passes before have learned.
@@ -74,10 +84,12 @@ impl Triage {
             held: ClusterSet::new(evidence.cap_bytes),
             tables: Vec::new(),
             // A leak that there was no room for may be the table that leads to the others.
-            holds_all: report.casts_doubt() || leaks.is_overfull(),
+            holds_all: report.has_lost_more_than_bitmaps() || leaks.is_overfull(),
+            lost_by_bitmaps: report.casts_doubt(),
+            bitmap_tables: Vec::new(),
         };
         let candidates = triage.look_at_heads(host, reader, image, leaks, evidence);
-        triage.look_at_tables(host, reader, image, leaks, &candidates, evidence);
+        triage.look_at_tables(host, reader, image, (leaks, roots), &candidates, evidence);
         if !triage.holds_all && !leaks.is_empty() && !image.format.data_file {
             let mut gaps = Gaps { image, leaks, held: &mut triage.held, is_full: false };
             // Faults of the entries have been told by the first look.
@@ -138,7 +150,7 @@ impl Triage {
         host: &mut H,
         reader: &mut Reader,
         image: &Image,
-        leaks: &ClusterSet,
+        (leaks, roots): (&ClusterSet, &Roots),
         candidates: &[u64],
         evidence: Evidence,
     ) {
@@ -150,32 +162,45 @@ impl Triage {
             let taken = reader.batch(host, places, |position, bytes| {
                 let (Some(index), Bytes::Read(bytes)) = (rest.get(position), bytes) else { return };
                 if is_plausible(image, bytes) {
-                    self.table(image, leaks, *index, bytes);
+                    self.table(image, leaks, &roots.lost_bitmap_tables, *index, bytes);
                 }
             });
             rest = rest.get(taken.max(1)..).unwrap_or(&[]);
         }
     }
 
-    /// Counts the leaked clusters that a candidate points at, and holds them with it.
-    fn table(&mut self, image: &Image, leaks: &ClusterSet, index: u64, bytes: &[u8]) {
-        let mut found = 0;
+    /// Finds the leaked clusters that a candidate points at, and holds them with it.
+    fn table(&mut self, image: &Image, leaks: &ClusterSet, lost: &LostTables, index: u64, bytes: &[u8]) {
+        let mut found = Vec::new();
         for_each_target(image, bytes, |target| {
-            if target == index {
-                return;
-            }
-            if leaks.contains(target) {
-                found += 1;
-                self.hold(target);
+            if target != index && leaks.contains(target) {
+                found.push(target);
             }
         });
-        if found > 0 {
-            self.hold(index);
-            self.tables.push((index, found));
+        if found.is_empty() {
+            return;
+        }
+        if !self.lost_by_bitmaps || !is_bitmap_table(bytes, lost.entries_max) {
+            return self.hold_table(index, &found);
+        }
+        self.bitmap_tables.push((index, found));
+        if self.bitmap_tables.len() as u64 > lost.clusters {
+            // It is not known which of them were the bitmaps'.
+            self.lost_by_bitmaps = false;
+            for (index, found) in core::mem::take(&mut self.bitmap_tables) {
+                self.hold_table(index, &found);
+            }
+            self.holds_all = true;
         }
     }
 
-    /// Tells of every leak by what triage made of it, unless it `is_hearsay`; runs that may be freed go to `free` too.
+    fn hold_table(&mut self, index: u64, found: &[u64]) {
+        self.hold(index);
+        found.iter().for_each(|target| self.hold(*target));
+        self.tables.push((index, found.len() as u64));
+    }
+
+    /// Tells of every leak by what triage made of it, unless it `is_hearsay`, and calls `each` with it.
     #[expect(clippy::too_many_arguments, reason = "the state of one pass, borrowed apart")]
     pub fn tell<H: Host>(
         &self,
@@ -187,7 +212,7 @@ impl Triage {
         leaks: &ClusterSet,
         pass: u32,
         is_hearsay: impl Fn(u64) -> bool,
-        mut free: impl FnMut(u64),
+        mut each: impl FnMut(Problem, u64),
     ) {
         let end = leaks.last().map_or(0, |last| last + 1);
         let per_block = image.header.refcount_width.per_block(image.header.cluster);
@@ -203,9 +228,7 @@ impl Triage {
                     let slot = instar_abi::to_usize(cluster - base);
                     let stored = image.header.refcount_width.get(bytes, slot).unwrap_or(0);
                     let (problem, expected) = self.verdict(&tables, cluster);
-                    if problem == Problem::RefcountLeak {
-                        free(cluster);
-                    }
+                    each(problem, cluster);
                     let finding = count_finding(image, problem, cluster, stored, expected);
                     report.put(problem, finding);
                 }
@@ -222,6 +245,8 @@ impl Triage {
         }
         if self.holds_all || self.held.contains(cluster) {
             (Problem::OrphanData, 0)
+        } else if self.lost_by_bitmaps {
+            (Problem::OrphanBitmap, 0)
         } else {
             (Problem::RefcountLeak, 0)
         }
@@ -306,6 +331,14 @@ fn is_plausible(image: &Image, bytes: &[u8]) -> bool {
             let plain = L2Format { extended: false, ..image.format };
             (0..bytes.len() / 8).all(|index| target(image, &plain, bytes, index).is_ok())
         }
+}
+
+/// Whether bytes may be a cluster of a bitmap table with so many entries: nothing is behind them, and no entry has
+/// a flag that is none of theirs.
+fn is_bitmap_table(bytes: &[u8], entries_max: u64) -> bool {
+    (0..).zip(words(bytes)).all(|(index, raw): (u64, u64)| {
+        if index < entries_max { BitmapTableEntry(raw).reserved() == 0 } else { raw == 0 }
+    })
 }
 
 /// Calls `each` with every cluster that a table's entries point at.

@@ -23,6 +23,10 @@ pub const CRYPTO: u32 = 0x0537_be77;
 /// External data file name.
 pub const DATA_FILE: u32 = 0x4441_5441;
 
+/// "void": a type that no program knows, and that all of them ignore. What is no longer wanted between two extensions
+/// becomes one of these, as moving the ones behind it would take more than one sector.
+pub const IGNORED: u32 = 0x766f_6964;
+
 /// Longest backing format name in bytes that QEMU takes.
 pub const BACKING_FORMAT_BYTES_MAX: u64 = 15;
 /// Bytes of one feature name table entry.
@@ -121,7 +125,7 @@ impl Extensions {
                 return;
             }
             let place = data..data + len as usize;
-            if self.seen.iter().any(|(other, _)| *other == kind) {
+            if kind != IGNORED && self.seen.iter().any(|(other, _)| *other == kind) {
                 faults.push(fault(Problem::ExtensionDuplicate, at, 8, u64::from(kind), NONE));
             } else {
                 self.take(kind, bytes, place.clone(), faults);
@@ -250,6 +254,7 @@ mod tests {
     #[test]
     fn each_bad_extension_is_told_by_its_own_problem() {
         assert_eq!(problems(&[(7, b"x"), (7, b"y")]), [Problem::ExtensionDuplicate]);
+        assert_eq!(problems(&[(IGNORED, b"x"), (IGNORED, b"")]), []);
         assert_eq!(problems(&[(FEATURE_TABLE, &[0; 47])]), [Problem::ExtensionFeatureTable]);
         assert_eq!(problems(&[(BACKING_FORMAT, &[b'q'; 20])]), [Problem::ExtensionBackingFormat]);
         assert_eq!(problems(&[(CRYPTO, &[0; 15])]), [Problem::ExtensionCrypto]);

@@ -1,4 +1,5 @@
 //! `DirtyBitmaps`: marks all of a bitmap that cannot be trusted as dirty, so that the next backup copies everything.
+//! What bitmaps have lost comes first (`lost_bitmaps`).
 //!
 //! A bitmap is in use where it was not saved; all of them are not to be trusted where the header says that a
 //! program without bitmap support wrote to the image. Marking is done in place: the bitmap's data clusters become
@@ -18,10 +19,12 @@ use instar_abi::problem::{Problem, Problem as P};
 
 use super::doubt::Doubt;
 use super::drop::{self, DROPPED};
-use super::round::{Proposal, Round};
+use super::lost_bitmaps::{self, LOST};
+use super::round::{Proposal, Round, push};
 use crate::check::Checked;
+use crate::check::bitmaps::{Data, data};
 use crate::check::reader::{Bytes, Reader};
-use crate::check::roots::{Image, words};
+use crate::check::roots::{Image, Roots, words};
 use crate::host::Host;
 use crate::ondisk::bitmaps::{
     BitmapEntry, BitmapTableEntry, FLAG_EXTRA_DATA_COMPATIBLE, FLAG_IN_USE, FLAGS_KNOWN, TABLE_ENTRIES_MAX,
@@ -31,14 +34,17 @@ use crate::ondisk::header::autoclear;
 use crate::ondisk::units::Position;
 
 /// Bytes of bitmap data that are written at most in one round.
-const DATA_BYTES_MAX: u64 = 256 << 20;
+pub const DATA_BYTES_MAX: u64 = 256 << 20;
+/// What a write counts as at least in this: it takes memory of its own.
+const WRITE_BYTES_MIN: u64 = 64;
 /// Bytes of the directory that are read at once.
 const PIECE_BYTES: usize = 256 << 10;
+/// The table entry of a part that is dirty as a whole and has no data cluster.
+pub const ALL_ONES: u64 = 1;
 /// Findings that say that some bitmap's clusters are not known or not its own.
-const UNSOUND: &[Problem] = &[
+pub const UNSOUND: &[Problem] = &[
     P::BitmapDirectory,
     P::BitmapTable,
-    P::BitmapTableEntry,
     P::BitmapOverlap,
     P::ExtensionBitmaps,
     P::MetadataOverlap,
@@ -67,14 +73,19 @@ pub fn propose<H: Host>(round: &mut Round<'_, H>, checked: &Checked, doubt: &Dou
     if checked.problems.has_any(UNSOUND) || image.extensions.bitmaps.is_none() || image.header.version < 3 {
         return Trust::AsBefore;
     }
+    if checked.problems.has_any(LOST) {
+        lost_bitmaps::propose(round, image, checked, doubt);
+        return Trust::AsBefore;
+    }
+    let roots = &checked.roots;
     if image.header.autoclear & autoclear::BITMAPS != 0 {
-        if checked.problems.has(P::BitmapInUse) && mark(round, image, |entry| entry.flags & FLAG_IN_USE != 0)
-        {
+        let is_wanted = |entry: &BitmapEntry| entry.flags & FLAG_IN_USE != 0;
+        if checked.problems.has(P::BitmapInUse) && mark(round, image, roots, is_wanted) {
             return Trust::AsBefore;
         }
     } else if doubt.may_mend(P::AutoclearBitmaps)
         && !checked.problems.has(P::BitmapEntry)
-        && mark(round, image, |_| true)
+        && mark(round, image, roots, |_| true)
     {
         return Trust::Set;
     }
@@ -82,13 +93,24 @@ pub fn propose<H: Host>(round: &mut Round<'_, H>, checked: &Checked, doubt: &Dou
 }
 
 /// Marks the bitmaps that `wants` picks. False where one of them is not sound; nothing is proposed then.
-fn mark<H: Host>(round: &mut Round<'_, H>, image: &Image, wants: impl Fn(&BitmapEntry) -> bool) -> bool {
+fn mark<H: Host>(
+    round: &mut Round<'_, H>,
+    image: &Image,
+    roots: &Roots,
+    wants: impl Fn(&BitmapEntry) -> bool,
+) -> bool {
     let mut reader = Reader::new(image.bounds.len);
     let Some(bitmaps) = directory(round.host, &mut reader, image) else { return false };
     let mut left = DATA_BYTES_MAX;
     let (mut writes, mut flags): (Vec<Proposal>, Vec<Proposal>) = (Vec::new(), Vec::new());
     for (at, entry) in bitmaps.iter().filter(|(_, entry)| wants(entry)) {
-        let Some(marked) = marked(round.host, &mut reader, image, entry, &mut left) else { return false };
+        if bits(image, entry).is_none() {
+            return false;
+        }
+        let (host, all) = (&mut *round.host, |_| true);
+        let Some(marked) = marked(host, &mut reader, (image, roots), entry, &mut left, all) else {
+            return false;
+        };
         writes.extend(marked);
         if entry.flags & FLAG_IN_USE != 0 {
             flags.push((at.saturating_add(12), (entry.flags & !FLAG_IN_USE).to_be_bytes().to_vec()));
@@ -100,7 +122,11 @@ fn mark<H: Host>(round: &mut Round<'_, H>, image: &Image, wants: impl Fn(&Bitmap
 }
 
 /// The directory's entries with their byte offsets; `None` where it cannot be read as a whole.
-fn directory<H: Host>(host: &mut H, reader: &mut Reader, image: &Image) -> Option<Vec<(u64, BitmapEntry)>> {
+pub fn directory<H: Host>(
+    host: &mut H,
+    reader: &mut Reader,
+    image: &Image,
+) -> Option<Vec<(u64, BitmapEntry)>> {
     let extension = image.extensions.bitmaps?;
     let mut at = extension.directory_offset;
     let mut found = Vec::new();
@@ -122,17 +148,21 @@ fn directory<H: Host>(host: &mut H, reader: &mut Reader, image: &Image) -> Optio
     Some(found)
 }
 
-/// The writes that make every bit of a bitmap one; `None` where it is not sound or more than `left` bytes.
-fn marked<H: Host>(
+/// The writes that make the bits below those entries ones that `wants` picks; `None` where the bitmap is not sound, or
+/// more than `left` bytes would be written. An entry that leads to nothing becomes one of all ones.
+pub fn marked<H: Host>(
     host: &mut H,
     reader: &mut Reader,
-    image: &Image,
+    (image, roots): (&Image, &Roots),
     entry: &BitmapEntry,
     left: &mut u64,
+    wants: impl Fn(BitmapTableEntry) -> bool,
 ) -> Option<Vec<Proposal>> {
     let cluster = image.header.cluster;
-    let bits = bits(image, entry)?;
     let table_bytes = u64::from(entry.table_entries) * 8;
+    if entry.table_offset == 0 || image.bounds.position(entry.table_offset) != Position::Inside {
+        return None;
+    }
     let mut writes: Vec<Proposal> = Vec::new();
     let mut at = 0;
     while at < table_bytes {
@@ -142,21 +172,25 @@ fn marked<H: Host>(
         if bytes.len() != len {
             return None;
         }
-        for (index, raw) in (at / 8..).zip(words(bytes)) {
-            let offset = BitmapTableEntry(raw).data_offset();
-            let write = if offset == 0 {
-                (entry.table_offset + index * 8, 1_u64.to_be_bytes().to_vec())
-            } else {
-                let is_whole = image.bounds.position(offset) == Position::Inside
-                    && image.bounds.present(offset, cluster.bytes()) == cluster.bytes();
+        let entries = (at / 8..).zip(words(bytes)).map(|(index, raw)| (index, BitmapTableEntry(raw)));
+        for (index, raw) in entries.filter(|(_, raw)| wants(*raw)) {
+            let place = entry.table_offset + index * 8;
+            let write = if let Data::At(offset) = data(image, roots, raw) {
+                if raw.reserved() != 0 {
+                    push(&mut writes, (place, offset.to_be_bytes().to_vec()));
+                }
+                let bits = bits(image, entry)?;
+                let is_whole = image.bounds.present(offset, cluster.bytes()) == cluster.bytes();
                 let from = index.checked_mul(cluster.bytes() * 8)?;
                 if !is_whole {
                     return None;
                 }
                 (offset, ones(cluster.usize(), bits.saturating_sub(from)))
+            } else {
+                (place, ALL_ONES.to_be_bytes().to_vec())
             };
-            *left = left.checked_sub(write.1.len() as u64)?;
-            writes.push(write);
+            *left = left.checked_sub(WRITE_BYTES_MIN.max(write.1.len() as u64))?;
+            push(&mut writes, write);
         }
         at += len as u64;
     }
@@ -164,16 +198,14 @@ fn marked<H: Host>(
 }
 
 /// How many bits a bitmap has; `None` where its description or its table's size is not sound.
-fn bits(image: &Image, entry: &BitmapEntry) -> Option<u64> {
+pub fn bits(image: &Image, entry: &BitmapEntry) -> Option<u64> {
     let bytes = entry.data_bytes_needed(image.header.virtual_size)?;
     let has_known_extra = entry.extra_bytes == 0 || entry.flags & FLAG_EXTRA_DATA_COMPATIBLE != 0;
     let is_sound = entry.kind == TYPE_DIRTY
         && entry.flags & !FLAGS_KNOWN == 0
         && has_known_extra
         && entry.table_entries <= TABLE_ENTRIES_MAX
-        && u64::from(entry.table_entries) == image.header.cluster.count(bytes)
-        && entry.table_offset != 0
-        && image.bounds.position(entry.table_offset) == Position::Inside;
+        && u64::from(entry.table_entries) == image.header.cluster.count(bytes);
     is_sound.then(|| image.header.virtual_size.div_ceil(1 << entry.granularity_bits))
 }
 

@@ -55,6 +55,7 @@ const PAST_END: &[Problem] = &[
     P::BitmapEntry,
     P::BitmapTable,
     P::BitmapTableEntry,
+    P::BitmapTableOffset,
     P::ExtensionCrypto,
     P::CryptoHeaderRange,
 ];
@@ -227,6 +228,15 @@ impl Doubt {
     #[must_use]
     pub fn may_grow(&self) -> bool {
         self.can_grow() && !self.found.has_any(PAST_END_REFCOUNTS)
+    }
+
+    /// The same where what leads past the end is mended along.
+    #[must_use]
+    pub fn may_grow_beside(&self, mended: &[Problem]) -> bool {
+        let found = self.found.iter().filter(|problem| !mended.contains(problem));
+        let mut rest = Problems::default();
+        found.for_each(|problem| rest.insert(problem));
+        Self::new(rest, self.decisions).may_grow()
     }
 
     /// Whether refcount structures may be made anew at the end of the file. Where counts are lost, whatever leads

@@ -1,7 +1,7 @@
 //! Dropping all bitmaps, by decision: the next backup copies everything.
 //!
-//! The header extension that leads to them becomes the end mark of the extensions, which takes 8 bytes and is possible
-//! only where it is the last one. In the same round the clusters that only the bitmaps used are freed: the
+//! The header extension that leads to them becomes the end mark of the extensions where it is the last one, else one that
+//! is ignored: a few bytes within one sector. In the same round the clusters that only the bitmaps used are freed: the
 //! directory, and the tables and data as far as they can be followed.
 //!
 //! Invariant: nothing else casts doubt on leaks when this is done, and no cluster that something else uses too is
@@ -16,7 +16,7 @@ use instar_abi::problem::{Problem, Problem as P};
 use super::bitmaps::Trust;
 use super::leaks;
 use super::round::Round;
-use crate::check::bitmaps::for_each_entry;
+use crate::check::bitmaps::{Data, data, for_each_entry};
 use crate::check::leaks::ClusterSet;
 use crate::check::reader::Reader;
 use crate::check::recount::overlaps;
@@ -24,8 +24,7 @@ use crate::check::report::Report;
 use crate::check::roots::Image;
 use crate::check::{Checked, ClusterRun};
 use crate::host::Host;
-use crate::ondisk::extensions::BITMAPS;
-use crate::ondisk::units::Position;
+use crate::ondisk::extensions::{BITMAPS, IGNORED};
 
 /// Findings about bitmaps that dropping all of them ends.
 pub const DROPPED: &[Problem] = &[
@@ -33,6 +32,8 @@ pub const DROPPED: &[Problem] = &[
     P::BitmapEntry,
     P::BitmapTable,
     P::BitmapTableEntry,
+    P::BitmapTableOffset,
+    P::BitmapTableShared,
     P::BitmapInUse,
     P::BitmapDuplicateName,
     P::BitmapOverlap,
@@ -44,10 +45,14 @@ const CLUSTERS_PART: usize = 12;
 
 /// Proposes the steps; the header's bitmaps bit is left to the caller.
 pub fn propose<H: Host>(round: &mut Round<'_, H>, image: &Image, checked: &Checked) -> Trust {
-    let Some((BITMAPS, place)) = image.extensions.seen.last() else { return Trust::AsBefore };
+    let seen = &image.extensions.seen;
+    let Some(at) = seen.iter().position(|(kind, _)| *kind == BITMAPS) else { return Trust::AsBefore };
+    let Some((_, place)) = seen.get(at) else { return Trust::AsBefore };
     let Some(left) = clusters(round.host, image, checked) else { return Trust::AsBefore };
     let head = place.start.saturating_sub(8) as u64;
-    round.writes(Cure::DirtyBitmaps, &[(head, alloc::vec![0; 8])]);
+    let is_last = image.extensions.is_complete && at + 1 == seen.len();
+    let mark = if is_last { alloc::vec![0; 8] } else { IGNORED.to_be_bytes().to_vec() };
+    round.writes(Cure::DirtyBitmaps, &[(head, mark)]);
     leaks::propose_left(round, checked, Cure::DirtyBitmaps, &left);
     Trust::Clear
 }
@@ -73,8 +78,7 @@ fn clusters<H: Host>(host: &mut H, image: &Image, checked: &Checked) -> Option<V
     let mut report = Report::new(true);
     for bitmap in &checked.roots.bitmaps {
         for_each_entry(host, &mut reader, &mut report, bitmap, |_, _, entry, _| {
-            let offset = entry.data_offset();
-            if offset != 0 && image.bounds.position(offset) == Position::Inside {
+            if let Data::At(offset) = data(image, &checked.roots, entry) {
                 put(cluster.index(offset));
             }
         });

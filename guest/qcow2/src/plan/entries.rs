@@ -10,7 +10,7 @@ use instar_abi::cure::Cure;
 use super::doubt::Doubt;
 use super::payload::Payloads;
 use super::places::{Place, Places};
-use super::round::{Proposal, Round};
+use super::round::{Round, push};
 use super::{reserved, unmap};
 use crate::check::Checked;
 use crate::check::reader::Reader;
@@ -37,14 +37,6 @@ pub fn propose<H: Host>(round: &mut Round<'_, H>, checked: &Checked, doubt: &Dou
         }
         round.writes(Cure::ClearReserved, &cleared);
         round.writes(Cure::Unmap, &emptied);
-    }
-}
-
-/// Adds a write; one right behind the last becomes part of it.
-fn push(writes: &mut Vec<Proposal>, (at, bytes): Proposal) {
-    match writes.last_mut() {
-        Some((offset, before)) if offset.checked_add(before.len() as u64) == Some(at) => before.extend(bytes),
-        _ => writes.push((at, bytes)),
     }
 }
 

@@ -3,8 +3,8 @@
 //! * The raw-data-file bit without an external data file goes.
 //! * The bitmaps bit without the bitmaps extension goes; the extension without the bit comes to be trusted again
 //!   once every bitmap is marked dirty as a whole.
-//! * A feature name table that is short of its last name's end by padding gets its length back; where it is the
-//!   last extension, the part of a name at its end goes. Otherwise it stays: what follows would have to be moved.
+//! * A feature name table that is short of its last name's end by padding gets its length back. Otherwise the part of a
+//!   name at its end goes: it becomes the end mark of the extensions, or, where others follow, one that is ignored.
 //!
 //! The dirty bit is the guard's business.
 
@@ -19,7 +19,7 @@ use super::round::{Proposal, Round};
 use crate::check::Checked;
 use crate::check::roots::Image;
 use crate::host::Host;
-use crate::ondisk::extensions::{FEATURE_ENTRY_BYTES, FEATURE_TABLE};
+use crate::ondisk::extensions::{FEATURE_ENTRY_BYTES, FEATURE_TABLE, IGNORED};
 use crate::ondisk::header::autoclear;
 
 /// Byte offset of the autoclear features.
@@ -58,15 +58,17 @@ fn feature_table(image: &Image) -> Vec<Proposal> {
         Some((place.start.checked_sub(4)? as u64, u32::try_from(len).ok()?.to_be_bytes().to_vec()))
     };
     let padded = len.next_multiple_of(8);
-    let is_last = image.extensions.is_complete
-        && image.extensions.seen.last().is_some_and(|(kind, other)| *kind == FEATURE_TABLE && other == place);
+    let is_last =
+        image.extensions.seen.last().is_some_and(|(kind, other)| *kind == FEATURE_TABLE && other == place);
     if padded.is_multiple_of(FEATURE_ENTRY_BYTES) {
         return head(padded).into_iter().collect();
     }
-    if !is_last {
+    if !image.extensions.is_complete {
         return Vec::new();
     }
     let kept = len - len % FEATURE_ENTRY_BYTES;
-    let mark: Proposal = ((place.start + kept) as u64, alloc::vec![0; 8]);
-    [Some(mark), head(kept)].into_iter().flatten().collect()
+    // At least 8 bytes, as both lengths are multiples of 8.
+    let rest = u32::try_from(padded - kept).unwrap_or(0).saturating_sub(8);
+    let mark = if is_last { alloc::vec![0; 8] } else { [IGNORED.to_be_bytes(), rest.to_be_bytes()].concat() };
+    [Some(((place.start + kept) as u64, mark)), head(kept)].into_iter().flatten().collect()
 }

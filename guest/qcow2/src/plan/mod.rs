@@ -28,6 +28,7 @@ mod entries;
 mod features;
 mod guard;
 mod leaks;
+mod lost_bitmaps;
 mod orphans;
 mod payload;
 mod places;

@@ -20,6 +20,14 @@ use crate::host::{Host, Range};
 /// A proposed write: offset in the file and bytes.
 pub type Proposal = (u64, Vec<u8>);
 
+/// Adds a write; one right behind the last becomes part of it.
+pub fn push(writes: &mut Vec<Proposal>, (at, bytes): Proposal) {
+    match writes.last_mut() {
+        Some((offset, before)) if offset.checked_add(before.len() as u64) == Some(at) => before.extend(bytes),
+        _ => writes.push((at, bytes)),
+    }
+}
+
 /// Proposes a step of a cure: writes within ranges of `(offset, len)`. Without writes it is none.
 pub fn step<H: Host>(host: &mut H, cure: Cure, scope: &[(u64, u64)], writes: &[Proposal]) {
     if writes.is_empty() {
