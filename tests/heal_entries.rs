@@ -18,7 +18,7 @@ use native::NativeInspector;
 use support::damage::recipe;
 use support::image::{self, Content, Flavour, TestImage};
 use support::mendable::{CASES, Case, far, share};
-use support::raw::{COPIED, OFFSET, Raw, field};
+use support::raw::{COMPRESSED, COPIED, OFFSET, Raw, field};
 use support::tools;
 
 fn repair(image: &TestImage, decisions: &[Decision]) -> RepairReport {
@@ -251,6 +251,46 @@ fn snapshots_whose_table_is_lost_are_dropped_only_with_all_that_they_led_to() {
 }
 
 #[test]
+fn snapshots_that_can_be_read_are_kept_and_the_others_dropped_only_with_all_that_they_led_to() {
+    need!(tools::qemu());
+    type Damage = fn(&Raw);
+    let cases: [(&str, u64, Damage); 4] = [
+        ("extra data", 1, |raw| raw.set_number(raw.snapshot_entry(1) + 36, 4, 0x1_0000)),
+        ("garbage", 0, |raw| raw.write(raw.get(field::SNAPSHOTS_OFFSET), &[0xa5; 120])),
+        ("guest data", 0, |raw| raw.set(field::SNAPSHOTS_OFFSET, raw.host_offset(2))),
+        ("too many", 2, |raw| raw.set(field::SNAPSHOTS, 70_000)),
+    ];
+    for ((name, kept, damage), cluster_bytes) in
+        cases.into_iter().flat_map(|case| [512, 4096, 65_536].map(|bytes| (case, bytes)))
+    {
+        let what = format!("{name}, {cluster_bytes}");
+        let folder = tempfile::tempdir().unwrap();
+        let image = image::make(folder.path(), "image", Flavour::Snapshots, cluster_bytes);
+        let raw = Raw::open(&image.path);
+        damage(&raw);
+        let counted = raw.get(field::SNAPSHOTS);
+        let open = repair(&image, &[]);
+        assert_eq!(raw.get(field::SNAPSHOTS), counted, "{what}: {:?}", open.last().counts);
+        assert_eq!(open.last().items(Problem::SnapshotTableTruncated), 1, "{what}");
+        let keep = Decision::KeepReadableSnapshots;
+        if kept < 2 {
+            repair(&image, &[keep]);
+            assert_eq!(raw.get(field::SNAPSHOTS), counted, "{what}: what it led to is not given up");
+        }
+        let report = repair(&image, &[keep, Decision::FreeOrphanData, Decision::FreeOrphanTables]);
+        assert_eq!(report.ending, Ending::Repaired, "{what}: {:?}", report.last().counts);
+        assert_eq!((raw.get(field::SNAPSHOTS), image.qemu_check()), (kept, 0), "{what}");
+        image.assert_guest_intact();
+        ["s1", "s2"]
+            .iter()
+            .take(usize::try_from(kept).unwrap())
+            .for_each(|s| image.assert_snapshot_intact(s));
+        let again = tools::ensure_untouched(&[&image.path], || repair(&image, &[]));
+        assert_eq!(again.ending, Ending::Clean, "{what}");
+    }
+}
+
+#[test]
 fn shared_cluster_of_an_encrypted_image_stays_where_it_is() {
     need!(tools::qemu());
     let folder = tempfile::tempdir().unwrap();
@@ -293,4 +333,23 @@ fn entry_that_leads_to_metadata_gets_a_copy_where_the_user_says_so() {
     assert!(raw.read(raw.host_offset(0), 65_536) == before, "the guest reads other bytes");
     image.model.remove(&0);
     image.assert_guest_intact();
+}
+
+#[test]
+fn compressed_entry_that_leads_to_metadata_is_emptied_where_the_user_says_so() {
+    need!(tools::qemu());
+    for lead in [|raw: &Raw| raw.get(field::L1_OFFSET), |raw: &Raw| raw.number(raw.l1_entry(0), 8) & OFFSET] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut image = image::make(folder.path(), "image", Flavour::Plain, 65_536);
+        let raw = Raw::open(&image.path);
+        raw.set_number(raw.l2_entry(20), 8, COMPRESSED | lead(&raw));
+        let entry = raw.number(raw.l2_entry(20), 8);
+        let report = repair(&image, &[]);
+        assert_eq!(raw.number(raw.l2_entry(20), 8), entry, "{:?}", report.ending);
+        let report = repair(&image, &[Decision::UnmapOverlapping]);
+        assert_eq!(report.ending, Ending::Repaired, "{:?}", report.last().counts);
+        assert_eq!(image.qemu_check(), 0);
+        image.model.insert(20, Content::Zero);
+        image.assert_guest_intact();
+    }
 }

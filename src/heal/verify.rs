@@ -242,7 +242,11 @@ fn facts(asked: Asked) -> impl Iterator<Item = Fact> {
         ("compressed clusters", |i| i.summary.compressed_clusters),
     ];
     let unless = |decision, fact| (!asked.decisions.has(decision)).then_some(fact);
-    let kept = [unless(Decision::DropSnapshots, SNAPSHOTS), unless(Decision::DropBitmaps, BITMAPS)];
+    let snapshots = unless(Decision::KeepReadableSnapshots, SNAPSHOTS);
+    let kept = [
+        snapshots.and_then(|fact| unless(Decision::DropSnapshots, fact)),
+        unless(Decision::DropBitmaps, BITMAPS),
+    ];
     let leaks = if asked.tier == Tier::Leaks { LEAKS } else { &[] };
     ALWAYS.iter().chain(leaks).copied().chain(kept.into_iter().flatten())
 }

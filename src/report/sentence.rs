@@ -7,6 +7,9 @@ use instar_abi::problem::Problem;
 use super::names::Names;
 use super::units;
 
+/// Names that are listed in one sentence.
+const NAMES_TOLD_MAX: u32 = 8;
+
 /// The finding as a sentence, without a final stop. Runs say how many items they stand for.
 #[must_use]
 pub fn sentence(problem: Problem, finding: &Finding, names: &Names) -> String {
@@ -45,6 +48,7 @@ fn value(holder: &str, finding: &Finding, names: &Names) -> Option<String> {
         "expected" => hexadecimal(finding.expected),
         "expected:d" => decimal(finding.expected),
         "expected:bytes" => size(finding.expected),
+        "snapshots" => snapshots_before(finding.index, names),
         _ => return None,
     })
 }
@@ -102,6 +106,24 @@ pub(super) fn disk_name(snapshot: u32, names: &Names) -> String {
     match names.get(TextKind::SnapshotName, snapshot) {
         Some(name) => format!("snapshot {snapshot} \"{name}\""),
         None => format!("snapshot {snapshot}"),
+    }
+}
+
+/// How many snapshots stand before the one with this index, and the first ones' names.
+fn snapshots_before(index: u64, names: &Names) -> String {
+    let told = u32::try_from(index).unwrap_or(u32::MAX).min(NAMES_TOLD_MAX);
+    let name = |at: u32| match names.get(TextKind::SnapshotName, at) {
+        Some(name) => format!("\"{name}\""),
+        None => at.to_string(),
+    };
+    let mut list: Vec<String> = (0..told).map(name).collect();
+    if index > u64::from(told) {
+        list.push("and others".to_owned());
+    }
+    match index {
+        0 => "no snapshots".to_owned(),
+        1 => format!("1 snapshot ({})", list.join(", ")),
+        _ => format!("{index} snapshots ({})", list.join(", ")),
     }
 }
 

@@ -189,18 +189,27 @@ impl TestImage {
 
     /// Reads the active disk with qemu and fails where it differs from the model.
     pub fn assert_guest_intact(&self) {
+        self.assert_reads(&self.model, &[]);
+    }
+
+    /// The same of an internal snapshot.
+    pub fn assert_snapshot_intact(&self, name: &str) {
+        self.assert_reads(&self.snapshots[name], &["-l", name]);
+    }
+
+    fn assert_reads(&self, model: &Model, options: &[&str]) {
         let raw = sibling(&self.path, "guest.raw");
         let mut command = tools::qemu_img(["convert", "-O", "raw"]);
-        tools::must(command.args(self.qemu_arguments()).arg(&raw));
+        tools::must(command.args(options).args(self.qemu_arguments()).arg(&raw));
         let disk = std::fs::File::open(&raw).expect("qemu-img has just written it");
-        for &index in self.model.keys() {
-            let expected = self.expected(&self.model, index).expect("the index is the model's");
+        for &index in model.keys() {
+            let expected = self.expected(model, index).expect("the index is the model's");
             let mut got = vec![0; expected.len()];
             std::os::unix::fs::FileExt::read_exact_at(&disk, &mut got, index * self.cluster_bytes)
                 .expect("the disk has this cluster");
             assert!(
                 got == expected,
-                "{}: guest cluster {index} reads as something else",
+                "{}{options:?}: guest cluster {index} reads as something else",
                 self.path.display()
             );
         }

@@ -66,7 +66,7 @@ choices! {
         "Empty L2 entries that lead nowhere, although what they led to may still be in the file."
     5 CopyOverlapping [L2EntryOverlapsMetadata] "copy"
         "Give an entry that leads to metadata a copy of it: the guest keeps reading the bytes that it reads now."
-    6 UnmapOverlapping [L2EntryOverlapsMetadata] "unmap"
+    6 UnmapOverlapping [L2EntryOverlapsMetadata CompressedOverlapsMetadata] "unmap"
         "Empty entries that lead to metadata: the guest reads zeros there, or its backing file."
     7 DropBitmaps [
         BitmapDirectory BitmapEntry BitmapTable BitmapTableEntry BitmapOverlap BitmapDuplicateName
@@ -74,6 +74,8 @@ choices! {
         "Drop all bitmaps: the next backup copies everything."
     8 DropSnapshots [HeaderSnapshotsOffset] "drop"
         "Drop all snapshots, as their table cannot be found: what only they led to has to be given up too (orphan-data, orphan-table)."
+    9 KeepReadableSnapshots [SnapshotTableTruncated HeaderSnapshotsCount] "keep-readable"
+        "Keep the snapshots that can be read and drop the others: what only those led to has to be given up too (orphan-data, orphan-table)."
 }
 
 /// Decisions made.

@@ -9,7 +9,8 @@
 //!
 //! Sentences may hold these place-holders, filled from the finding: `{host}` (file offset), `{table}` (with
 //! its owner), `{index}`, `{count}`, `{guest}` (guest range), `{stored}`, `{expected}` (hexadecimal),
-//! `{stored:d}`, `{expected:d}` (decimal), `{stored:bytes}`, `{expected:bytes}` (a size).
+//! `{stored:d}`, `{expected:d}` (decimal), `{stored:bytes}`, `{expected:bytes}` (a size), `{snapshots}` (how many and
+//! which ones stand before `{index}`).
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -182,7 +183,7 @@ problems! {
     15 HeaderSnapshotsOffset "header-snapshots-offset" Corruption [Choice] DropsData
         "header: snapshot table offset {stored} is not a usable cluster of the file";
         "The snapshots cannot be found; the active disk is not touched by this."
-    16 HeaderSnapshotsCount "header-snapshots-count" Corruption [Refuse] Lossless
+    16 HeaderSnapshotsCount "header-snapshots-count" Corruption [Choice] DestroysEvidence
         "header: nb_snapshots stored {stored:d}, the largest allowed is {expected:d}";
         "The snapshots cannot be counted; the active disk is not touched by this."
     17 HeaderBackingName "header-backing-name" Corruption [Refuse] Lossless
@@ -371,9 +372,9 @@ problems! {
         "header: an external data file and {stored:d} internal snapshots exclude each other";
         "Reference counts of the data file cannot be kept."
     // Snapshots.
-    130 SnapshotTableTruncated "snapshot-table-truncated" Corruption [Refuse] Lossless
-        "snapshot table entry {index} at {host}: the table ends within it";
-        "This and later snapshots cannot be read."
+    130 SnapshotTableTruncated "snapshot-table-truncated" Corruption [Choice] DestroysEvidence
+        "snapshot table entry {index} at {host}: the table ends there; before it stand {snapshots}, {expected:d} of them sound";
+        "This and later snapshots cannot be read, and other programs refuse the image."
     131 SnapshotL1Offset "snapshot-l1-offset" Corruption [Refuse] Lossless
         "snapshot table entry {index}: L1 table offset {stored} is not a usable cluster of the file";
         "The snapshot cannot be read."

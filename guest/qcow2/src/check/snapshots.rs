@@ -1,7 +1,8 @@
 //! The snapshot table and where it says that the snapshots' L1 tables are.
 //!
 //! Entries of zeros up to the last one are no snapshots: the header counts more than the table has. They take no
-//! part of the file.
+//! part of the file. A number of snapshots that no image can have says nothing of the table: it ends with the first entry
+//! that is not sound then.
 
 use alloc::collections::BTreeMap;
 
@@ -63,7 +64,8 @@ pub fn find<H: Host>(
     let count = header.snapshots.min(SNAPSHOTS_MAX);
     // The last entry is not known where there are too many.
     let seen_to = if count == header.snapshots { 0 } else { count };
-    let mut walk = Walk { start, at: start, next: 0, seen_to, ids: BTreeMap::new() };
+    let has_count = count == header.snapshots;
+    let mut walk = Walk { start, at: start, next: 0, sound: 0, has_count, seen_to, ids: BTreeMap::new() };
     let mut has_empty_end = false;
     while walk.next < count && !has_empty_end {
         let before = walk.next;
@@ -84,7 +86,8 @@ pub fn find<H: Host>(
         walk.tell_empty(count, report);
     } else if walk.next < count {
         let at = walk.at;
-        report.fault(&fault(Problem::SnapshotTableTruncated, walk.next, at, 1, NONE, NONE));
+        let sound = u64::from(walk.sound);
+        report.fault(&fault(Problem::SnapshotTableTruncated, walk.next, at, 1, NONE, sound));
     }
     roots.region(Table::SnapshotTable, ACTIVE, start, (walk.at - start).max(1), 64);
 }
@@ -95,6 +98,10 @@ struct Walk {
     at: u64,
     /// Index of the next entry.
     next: u32,
+    /// Entries so far that are sound.
+    sound: u32,
+    /// The header's number of entries is one that can be.
+    has_count: bool,
     /// Entries before this one are not followed by empty ones alone.
     seen_to: u32,
     /// Hashes of the ids seen.
@@ -139,6 +146,11 @@ impl Walk {
             {
                 return self.too_long(rest, report);
             }
+            let is_sound = is_sound(&entry, image);
+            if !is_sound && !self.has_count {
+                return End::Lost;
+            }
+            self.sound += u32::from(is_sound);
             report.name(host, TextKind::SnapshotName, self.next, rest.get(entry.name.clone()).unwrap_or(&[]));
             self.entry(&entry, rest, report, image, roots);
             let len = entry.len.next_multiple_of(8);
@@ -224,8 +236,7 @@ impl Walk {
         } else {
             stored
         };
-        let is_usable = entry.l1_offset != 0 && image.bounds.position(entry.l1_offset) == Position::Inside;
-        if !is_usable {
+        if !has_usable_l1(entry, image) {
             if len > 0 || entry.l1_offset == 0 || !image.header.cluster.is_aligned(entry.l1_offset) {
                 let bound = image.bounds.len;
                 report.fault(&fault(Problem::SnapshotL1Offset, index, at, 8, entry.l1_offset, bound));
@@ -243,6 +254,18 @@ impl Walk {
             weight: 1,
         });
     }
+}
+
+fn has_usable_l1(entry: &SnapshotEntry, image: &Image) -> bool {
+    entry.l1_offset != 0 && image.bounds.position(entry.l1_offset) == Position::Inside
+}
+
+/// Whether an entry names itself and leads to a table of its own that can map its disk.
+fn is_sound(entry: &SnapshotEntry, image: &Image) -> bool {
+    let disk_bytes = entry.disk_bytes.unwrap_or(image.header.virtual_size);
+    let needed = disk_bytes.div_ceil(1 << image.header.l1_entry_reach_bits());
+    let stored = u64::from(entry.l1_entries);
+    has_usable_l1(entry, image) && !entry.id.is_empty() && (needed..=L1_TABLE_BYTES_MAX / 8).contains(&stored)
 }
 
 /// The L1 table's size against the disk's size and against what programs open.

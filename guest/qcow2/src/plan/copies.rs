@@ -43,7 +43,7 @@ pub fn propose_shared<H: Host>(round: &mut Round<'_, H>, checked: &Checked, doub
 /// Proposes what the user has decided about entries that lead to metadata.
 pub fn propose_overlapping<H: Host>(round: &mut Round<'_, H>, checked: &Checked, doubt: &Doubt) {
     let problem = P::L2EntryOverlapsMetadata;
-    if !doubt.may_mend(problem) {
+    if !doubt.may_mend(problem) || !doubt.may_mend(P::CompressedOverlapsMetadata) {
         return;
     }
     if doubt.is_decided(Decision::CopyOverlapping) {
@@ -51,7 +51,7 @@ pub fn propose_overlapping<H: Host>(round: &mut Round<'_, H>, checked: &Checked,
     } else if doubt.is_decided(Decision::UnmapOverlapping) {
         let Some(image) = &checked.image else { return };
         let mut reader = Reader::new(image.bounds.len);
-        let mut places = Places::anyway(checked, image, &[problem]);
+        let mut places = Places::anyway(checked, image, &[problem, P::CompressedOverlapsMetadata]);
         while let Some(batch) = places.next(round.host, &mut reader) {
             let empty = |place: &Place| {
                 place.write(unmap::emptied(place.entry, &image.format), image.format.extended)

@@ -131,7 +131,8 @@ impl Doubt {
     }
 
     fn has_decision_about(&self, problem: Problem) -> bool {
-        Decision::ALL.iter().any(|decision| decision.problem() == problem && self.is_decided(*decision))
+        let is_about = |decision: Decision| decision.problems().contains(&problem);
+        Decision::ALL.iter().any(|decision| is_about(*decision) && self.is_decided(*decision))
     }
 
     /// Whether findings of this problem may be mended by rewriting or moving what they are about. For problems
