@@ -241,6 +241,7 @@ pub fn repair_at(
     inspector: &mut dyn Inspector,
     observer: &mut dyn RepairObserver,
 ) -> Result<RepairReport, HealError> {
+    look_again(site)?;
     let resumed = finish_interrupted(site, options.preview, inspector, observer)?;
     let unverified = state::Unverified::new(site, tier, options.decisions, inspector, observer);
     Ok(RepairReport { resumed, ..state::walk(unverified, options.preview)? })
@@ -257,6 +258,7 @@ pub fn repair_with_plan_at(
     inspector: &mut dyn Inspector,
     observer: &mut dyn RepairObserver,
 ) -> Result<RepairReport, HealError> {
+    look_again(site)?;
     let resumed = finish_interrupted(site, preview, inspector, observer)?;
     let (tier, decisions) = (bound.plan.tier(), bound.plan.decisions());
     let unverified = state::Unverified::new(site, tier, decisions, inspector, observer);
@@ -270,13 +272,24 @@ fn finish_interrupted(
     inspector: &mut dyn Inspector,
     observer: &mut dyn RepairObserver,
 ) -> Result<bool, HealError> {
-    match resume::pending(site)? {
-        None => Ok(false),
-        Some(Pending::Repair(path)) if preview => Err(HealError::JournalFound(path)),
-        Some(Pending::Undo(path)) if preview => Err(HealError::UndoInterrupted(path)),
-        Some(Pending::Repair(_)) => resume_at(site, inspector, observer).map(|_| true),
-        Some(Pending::Undo(_)) => undo_at(site).map(|_| false),
-    }
+    let is_repair = match resume::pending(site)? {
+        None => return Ok(false),
+        Some(Pending::Repair(path)) if preview => return Err(HealError::JournalFound(path)),
+        Some(Pending::Undo(path)) if preview => return Err(HealError::UndoInterrupted(path)),
+        Some(Pending::Repair(_)) => resume_at(site, inspector, observer).map(|_| true)?,
+        Some(Pending::Undo(_)) => undo_at(site).map(|_| false)?,
+    };
+    look_again(site)?;
+    Ok(is_repair)
+}
+
+/// Whoever held the image before, this program included, may have changed its length.
+fn look_again(site: &dyn Site) -> Result<(), HealError> {
+    site.look_again().map_err(|source| HealError::Storage {
+        path: site.path().to_path_buf(),
+        action: "read the attributes",
+        source,
+    })
 }
 
 /// As [`resume`], without locks.
@@ -288,6 +301,7 @@ pub fn resume_at(
     inspector: &mut dyn Inspector,
     observer: &mut dyn RepairObserver,
 ) -> Result<RepairReport, HealError> {
+    look_again(site)?;
     let staged = resume::staged(site, inspector, observer)?;
     staged.prove()?.land()?.attest()?.finish(Ending::Resumed)
 }
@@ -297,6 +311,7 @@ pub fn resume_at(
 /// # Errors
 /// As [`undo`].
 pub fn undo_at(site: &dyn Site) -> Result<Ending, HealError> {
+    look_again(site)?;
     quarantine::undo(site)
 }
 

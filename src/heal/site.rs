@@ -102,8 +102,14 @@ pub trait Folder: Debug {
 
 /// One image to be repaired.
 pub trait Site: Debug {
-    /// The image, read-only.
+    /// The image, read-only, as long as it was when it was opened or [looked at again](Site::look_again).
     fn image(&self) -> Arc<dyn Backend>;
+
+    /// Takes note of the length that the image has now: finishing what was interrupted may have changed it.
+    ///
+    /// # Errors
+    /// Those of the storage.
+    fn look_again(&self) -> io::Result<()>;
 
     /// The image, read-only, opened a second time: what a check of the live image looks at after a landing.
     ///
@@ -172,6 +178,10 @@ impl FileSite {
 impl Site for FileSite {
     fn image(&self) -> Arc<dyn Backend> {
         Arc::clone(&self.file) as Arc<dyn Backend>
+    }
+
+    fn look_again(&self) -> io::Result<()> {
+        self.file.look_again()
     }
 
     fn image_again(&self) -> Result<Arc<dyn Backend>, OpenError> {

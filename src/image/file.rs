@@ -174,6 +174,17 @@ impl ImageFile {
         })
     }
 
+    /// Takes note of the length that the file has now, which another descriptor may have changed.
+    ///
+    /// # Errors
+    /// Those of fstat.
+    pub fn look_again(&self) -> io::Result<()> {
+        if !self.block_device {
+            self.len.store(self.file.metadata()?.len(), Ordering::Release);
+        }
+        Ok(())
+    }
+
     /// The path it was opened by.
     #[must_use]
     pub fn path(&self) -> &Path {

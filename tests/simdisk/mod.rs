@@ -104,6 +104,8 @@ pub enum Trouble {
 #[derive(Debug, Clone)]
 struct State {
     inodes: Vec<Inode>,
+    /// The image's length when it was looked at last.
+    image_len: usize,
     names: Names,
     durable_names: Names,
     pending_names: Vec<FolderOp>,
@@ -166,10 +168,12 @@ pub fn mix(mut x: u64) -> u64 {
 
 impl Machine {
     pub fn new(image: Vec<u8>) -> Self {
+        let image_len = image.len();
         let image = Inode { now: image.clone(), durable: image, pending: Vec::new() };
         Self {
             state: Arc::new(Mutex::new(State {
                 inodes: vec![image],
+                image_len,
                 names: Names::new(),
                 durable_names: Names::new(),
                 pending_names: Vec::new(),
@@ -226,6 +230,7 @@ impl Machine {
         let image = &mut state.inodes[IMAGE];
         change(&mut image.now);
         image.durable.clone_from(&image.now);
+        state.image_len = state.inodes[IMAGE].now.len();
     }
 
     pub fn has(&self, file: SideFile) -> bool {
@@ -270,6 +275,7 @@ impl Machine {
         for op in pending.iter().take(names) {
             apply(&mut state.durable_names, op);
         }
+        state.image_len = state.inodes[IMAGE].now.len();
         state.names.clone_from(&state.durable_names);
         state.trouble = Trouble::None;
         state.operations = 0;
@@ -307,6 +313,8 @@ struct SimFile {
     machine: Machine,
     inode: usize,
     writable: bool,
+    /// A length that was seen before; `None` tells it as it is.
+    len: Option<usize>,
 }
 
 impl SimFile {
@@ -317,7 +325,7 @@ impl SimFile {
 
 impl Backend for SimFile {
     fn len(&self) -> u64 {
-        self.machine.lock().inodes[self.inode].now.len() as u64
+        self.len.unwrap_or_else(|| self.machine.lock().inodes[self.inode].now.len()) as u64
     }
 
     fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
@@ -397,7 +405,7 @@ impl Backend for SimFile {
 
 impl Machine {
     fn file(&self, inode: usize, writable: bool) -> Arc<dyn Backend> {
-        Arc::new(SimFile { machine: self.clone(), inode, writable })
+        Arc::new(SimFile { machine: self.clone(), inode, writable, len: None })
     }
 
     fn folder_op(&self, op: FolderOp) -> io::Result<()> {
@@ -462,7 +470,14 @@ impl Folder for Machine {
 
 impl Site for Machine {
     fn image(&self) -> Arc<dyn Backend> {
-        self.file(IMAGE, false)
+        let len = Some(self.lock().image_len);
+        Arc::new(SimFile { machine: self.clone(), inode: IMAGE, writable: false, len })
+    }
+
+    fn look_again(&self) -> io::Result<()> {
+        let mut state = self.lock();
+        state.image_len = state.inodes[IMAGE].now.len();
+        Ok(())
     }
 
     fn image_again(&self) -> Result<Arc<dyn Backend>, OpenError> {

@@ -29,10 +29,20 @@ pub fn again(machine: &Machine) -> Machine {
 impl Recovery<'_> {
     pub fn assert_possible(&self, state: &Machine, what: &str) {
         self.assert_no_foreign_byte(state, what);
-        let forward = self.assert_forward(state, what);
+        self.assert_undone_after(&self.assert_forward(state, what), what);
+        if state.has(SideFile::Journal) && !state.has(SideFile::Undoing) {
+            let repaired = again(state);
+            let ending = (self.repair)(&repaired).unwrap_or_else(|e| panic!("{what}: {e:?}"));
+            assert!(matches!(ending, Ending::Repaired | Ending::Clean), "{what}: {ending:?}");
+            assert!(repaired.image() == self.after, "{what}: finished and repaired to something else");
+            self.assert_undone_after(&repaired, &format!("{what}, repaired"));
+        }
         self.assert_back(state, what);
+    }
+
+    fn assert_undone_after(&self, forward: &Machine, what: &str) {
         if forward.has(SideFile::Undo) {
-            assert_eq!(undo_at(&forward).unwrap_or_else(|e| panic!("{what}: {e:?}")), Ending::Undone);
+            assert_eq!(undo_at(forward).unwrap_or_else(|e| panic!("{what}: {e:?}")), Ending::Undone);
             assert!(forward.image() == self.before, "{what}: undone to something else after resuming");
         }
     }
