@@ -1,5 +1,5 @@
 //! Power cuts at every operation of `--repair=all` on real QCOW2 images, judged by bytes, by a reader of the tests'
-//! own, and by qemu.
+//! own, and by qemu; and storage that fails at every operation.
 //!
 //! Every cure has its sweep: undecided and decided ones, with the guard of version 3 and without one in version 2.
 
@@ -14,5 +14,6 @@ mod simdisk;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod failures;
 mod scenes;
 mod sweeps;

@@ -140,3 +140,14 @@ pub fn entries() -> impl Iterator<Item = Scene> {
         })
     })
 }
+
+/// A sample with each version, a decision, and copies: for what is tried on every single operation and read.
+pub fn failing() -> impl Iterator<Item = Scene> {
+    let names = ["shared-across-tables", "snapshot-count-and-extra"];
+    let recipes = [
+        of_recipe("refcount-block-missing", None, &[]),
+        of_recipe("header-refcount-table-offset", Some(Flavour::SnapshotsV2), &[]),
+        of_recipe("l2-entry-overlaps-metadata", None, &[Decision::CopyOverlapping, Decision::FreeOrphanData]),
+    ];
+    recipes.into_iter().chain(entries().filter(move |scene| names.contains(&scene.name.as_str())))
+}

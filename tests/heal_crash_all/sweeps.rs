@@ -32,7 +32,8 @@ fn run(machine: &Machine, decisions: Decisions, preview: bool) -> Result<RepairR
     repair_at(machine, Tier::All, &options, &mut NativeInspector::default(), &mut Ignore)
 }
 
-fn resume(machine: &Machine) -> Result<Ending, HealError> {
+/// Goes on with an interrupted repair.
+pub fn resume(machine: &Machine) -> Result<Ending, HealError> {
     Ok(resume_at(machine, &mut NativeInspector::default(), &mut Ignore)?.ending)
 }
 
@@ -65,8 +66,9 @@ fn is_read_as(raw: &Path, image: &[u8]) -> bool {
 }
 
 /// A scene, and what its repair makes of it.
-struct Act {
-    scene: Scene,
+pub struct Act {
+    /// The scene.
+    pub scene: Scene,
     after: Vec<u8>,
     plan: BoundPlan,
     /// What was found before, worse than leaks.
@@ -74,7 +76,8 @@ struct Act {
 }
 
 impl Act {
-    fn of(scene: Scene) -> Self {
+    /// Repairs it.
+    pub fn of(scene: Scene) -> Self {
         let name = scene.name.as_str();
         let fail = |error| -> RepairReport { panic!("{name}: {error:?}") };
         let machine = Machine::new(scene.damaged.clone());
@@ -87,6 +90,11 @@ impl Act {
             act.assert_guard_is_up(&machine.log());
         }
         act
+    }
+
+    /// Repairs the scene on a machine.
+    pub fn repair(&self, machine: &Machine) -> Result<Ending, HealError> {
+        Ok(run(machine, self.scene.decisions, false)?.ending)
     }
 
     fn has_guard(&self) -> bool {
@@ -113,11 +121,11 @@ impl Act {
     }
 
     /// No state is worse than before: whoever opens the image reads no less, and a writer is kept out.
-    fn assert_no_worse(&self, state: &Machine, what: &str) {
+    pub fn assert_no_worse(&self, state: &Machine, what: &str) {
         let (now, before) = (state.image(), &self.scene.damaged);
         let is_whole = now == *before || now == self.after;
-        let is_under_way = state.has(SideFile::Journal);
-        assert!(is_under_way || is_whole, "{what}: in between, without a journal");
+        let is_under_way = state.has(SideFile::Journal) || state.has(SideFile::Undoing);
+        assert!(is_under_way || is_whole, "{what}: in between, without a record");
         if self.has_guard() {
             let is_whole = is_alike(&now, before) || is_alike(&now, &self.after);
             assert!(is_whole || is_guarded(&now), "{what}: a mixture with its guard down");
@@ -136,15 +144,16 @@ impl Act {
         assert!(now <= before, "{what}: {before} corruptions became {now}: {:?}", found.counts);
     }
 
-    fn recovery(&self, state: &Machine, what: &str) {
-        let (before, decisions) = (&self.scene.damaged, self.scene.decisions);
+    /// From a state there is a way forward and a way back.
+    pub fn recovery(&self, state: &Machine, what: &str) {
+        let before = &self.scene.damaged;
         let guard = FEATURES.filter(|_| self.has_guard());
         let raised = guard.map(|at| (at, before[at] | if at + 1 == FEATURES.end { CORRUPT } else { 0 }));
         Recovery {
             before,
             after: &self.after,
             raised: raised.collect::<BTreeMap<_, _>>(),
-            repair: &|machine| Ok(run(machine, decisions, false)?.ending),
+            repair: &|machine| self.repair(machine),
             resume: &resume,
         }
         .assert_possible(state, what);
@@ -157,7 +166,7 @@ impl Act {
         let mut number = 0_u64;
         sweep(
             &Machine::new(before.clone()),
-            |machine| drop(run(machine, decisions, false)),
+            |machine| drop(self.repair(machine)),
             |state, what| {
                 let what = format!("{}, version {}: {what}", self.scene.name, self.scene.version);
                 self.assert_no_worse(state, &what);

@@ -1,7 +1,7 @@
 //! What `qemu-img` reads from an image, and what its own repair makes of a copy.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 
 use crate::support::image::{Content, Model, TestImage};
 use crate::support::tools;
@@ -11,7 +11,9 @@ const COMPARED_BYTES: usize = 65_536;
 /// Bytes of a disk that is read as a whole.
 const DISK_BYTES_MAX: u64 = 1 << 34;
 /// Seconds after which a tool is stopped.
-const PATIENCE: &str = "60";
+const PATIENCE: &str = "300";
+/// What it ends with then.
+const STOPPED: i32 = 124;
 
 /// What the clusters of one disk hold that were written with data.
 pub struct Expected {
@@ -46,6 +48,12 @@ fn qemu_img(arguments: &[&str]) -> Command {
     command
 }
 
+fn run(command: &mut Command) -> Output {
+    let output = tools::run(command);
+    assert_ne!(output.status.code(), Some(STOPPED), "{command:?} does not come to an end");
+    output
+}
+
 /// How many clusters of each disk read right; none where the disk cannot be opened.
 pub fn right(expected: &[Expected], arguments: &[String], folder: &Path) -> Vec<usize> {
     let raw = folder.join("rival.raw");
@@ -54,7 +62,7 @@ pub fn right(expected: &[Expected], arguments: &[String], folder: &Path) -> Vec<
         if let Some(name) = &disk.snapshot {
             command.args(["-l", &format!("snapshot.name={name}")]);
         }
-        let converted = tools::run(command.args(arguments).arg(&raw));
+        let converted = run(command.args(arguments).arg(&raw));
         if !converted.status.success() {
             return 0;
         }
@@ -70,10 +78,10 @@ pub fn right(expected: &[Expected], arguments: &[String], folder: &Path) -> Vec<
 
 /// Exit code of `qemu-img check`.
 pub fn check(arguments: &[String]) -> i32 {
-    tools::code(&tools::run(qemu_img(&["check"]).args(arguments)))
+    tools::code(&run(qemu_img(&["check"]).args(arguments)))
 }
 
 /// Runs `qemu-img check -r all`, whatever comes of it.
 pub fn repair(arguments: &[String]) {
-    tools::code(&tools::run(qemu_img(&["check", "-r", "all"]).args(arguments)));
+    tools::code(&run(qemu_img(&["check", "-r", "all"]).args(arguments)));
 }
