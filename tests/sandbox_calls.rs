@@ -184,7 +184,7 @@ fn finding() -> Finding {
         problem: 1,
         table: 1,
         snapshot: ACTIVE,
-        reserved: 0,
+        witnesses: 0,
         host_offset: 0,
         host_len: 4,
         index: NONE,
@@ -217,7 +217,7 @@ fn report_with_a_forged_field_is_refused() {
             ),
             ("unknown table", find(Finding { table: 15, ..finding() }), Some("unknown table 15")),
             ("no items", find(Finding { count: 0, ..finding() }), Some("count 0")),
-            ("reserved word", find(Finding { reserved: 1, ..finding() }), Some("reserved word 0x1")),
+            ("witnesses", find(Finding { witnesses: 1, ..finding() }), Some("witnesses 1")),
             (
                 "host range",
                 find(Finding { host_offset: NONE - 1, host_len: 2, ..finding() }),

@@ -52,7 +52,8 @@ fn ask_at(
 ) -> io::Result<Decisions> {
     let mut made = made;
     for row in found.rows() {
-        let options = options_of(row.problem);
+        let mut options = options_of(row.problem);
+        options.retain(|option| row.allows(*option));
         if options.is_empty() || options.iter().any(|option| made.has(*option)) {
             continue;
         }

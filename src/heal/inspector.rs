@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use instar_abi::choice::Decisions;
+use instar_abi::choice::{self, Decision, Decisions};
 use instar_abi::finding::Finding;
 use instar_abi::problem::{Cost, Disposition, Problem, Severity, Tier};
 use instar_abi::summary::{Outcome, Summary};
@@ -47,6 +47,8 @@ pub trait Inspector {
 
 /// Most different findings that are kept for comparing; those that the tier cures are only counted.
 const FINDINGS_COMPARED_MAX: usize = 1 << 18;
+/// Most findings about determined header fields that are kept; a check tells of one.
+const FIELDS_MAX: usize = 16;
 
 /// What a check found, in a form that two checks can be compared in.
 #[derive(Debug, Clone)]
@@ -57,6 +59,10 @@ pub struct Inspection {
     pub stats: RunStats,
     /// Items found (a run counts as many as it covers), by problem.
     pub counts: BTreeMap<Problem, u64>,
+    /// Of those, the items that leave the user something to decide.
+    open: BTreeMap<Problem, u64>,
+    /// Findings about header fields that the rest of the file determines, at most [`FIELDS_MAX`].
+    pub(super) fields: Vec<Finding>,
     /// For the `leaks` tier: the findings that it does not cure, each with how often it was told.
     others: BTreeMap<[u8; size_of::<Finding>()], u64>,
     /// For the `all` tier: where every finding is.
@@ -103,19 +109,24 @@ impl Inspection {
     /// anything is decided, everything that could be counts.
     #[must_use]
     pub fn mendable(&self, tier: Tier, decisions: Decisions) -> u64 {
-        let is_open = |problem: Problem| problem.row().disposition == Disposition::Choice;
+        let open = if decisions == Decisions::default() { 0 } else { self.undecided() };
         match tier {
             Tier::Leaks => self.curable(tier),
-            Tier::All => self.sum(|problem| {
-                is_curable(problem, tier) || (decisions != Decisions::default() && is_open(problem))
-            }),
+            Tier::All => self.sum(|problem| is_curable(problem, tier)).saturating_add(open),
         }
+    }
+
+    /// Whether a header field is to be restored: the rest of the file determines it, and the user has decided so.
+    #[must_use]
+    pub fn restores(&self, decisions: Decisions) -> bool {
+        let is_decided = |problem| Decision::restoring(problem).is_some_and(|one| decisions.has(one));
+        self.fields.iter().filter_map(|field| Problem::from_u32(field.problem)).any(is_decided)
     }
 
     /// Items found about which only the user can decide.
     #[must_use]
     pub fn undecided(&self) -> u64 {
-        self.sum(|problem| problem.row().disposition == Disposition::Choice)
+        self.open.values().fold(0, |sum, items| sum.saturating_add(*items))
     }
 
     /// Items found whose cure costs guest data that is lost already.
@@ -151,6 +162,8 @@ pub(super) struct Tally<'a> {
     inner: &'a mut dyn Observer,
     tier: Tier,
     counts: BTreeMap<Problem, u64>,
+    open: BTreeMap<Problem, u64>,
+    fields: Vec<Finding>,
     others: BTreeMap<[u8; size_of::<Finding>()], u64>,
     places: Places,
     overflowed: bool,
@@ -158,8 +171,9 @@ pub(super) struct Tally<'a> {
 
 impl<'a> Tally<'a> {
     pub(super) fn new(inner: &'a mut dyn Observer, tier: Tier) -> Self {
-        let (counts, others) = (BTreeMap::new(), BTreeMap::new());
-        Self { inner, tier, counts, others, places: Places::default(), overflowed: false }
+        let (counts, open, others) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let (fields, places) = (Vec::new(), Places::default());
+        Self { inner, tier, counts, open, fields, others, places, overflowed: false }
     }
 
     /// Keeps a finding that the tier does not cure, or only where the rest allows it. False if there is no room.
@@ -181,6 +195,8 @@ impl<'a> Tally<'a> {
             summary: ran.summary,
             stats: ran.stats,
             counts: self.counts,
+            open: self.open,
+            fields: self.fields,
             others: self.others,
             places: self.places,
             overflowed: self.overflowed || ran.stats.findings_dropped > 0,
@@ -192,6 +208,13 @@ impl Observer for Tally<'_> {
     fn finding(&mut self, problem: Problem, finding: &Finding) {
         let count = self.counts.entry(problem).or_default();
         *count = count.saturating_add(finding.count);
+        if choice::is_open(problem, finding.witnesses) {
+            let open = self.open.entry(problem).or_default();
+            *open = open.saturating_add(finding.count);
+        }
+        if finding.witnesses > 0 && self.fields.len() < FIELDS_MAX {
+            self.fields.push(*finding);
+        }
         let is_kept = match self.tier {
             Tier::Leaks => self.keep_whole(problem, finding),
             Tier::All => self.places.put(problem, finding),

@@ -33,6 +33,7 @@ mod policy;
 mod quarantine;
 mod record;
 mod recorder;
+mod restored;
 mod resume;
 mod rounds;
 mod side;

@@ -123,7 +123,7 @@ mod tests {
             problem: 0,
             table: Table::L2 as u32,
             snapshot: ACTIVE,
-            reserved: 0,
+            witnesses: 0,
             host_offset: index * 8,
             host_len: count * 8,
             index,

@@ -115,6 +115,12 @@ pub enum PlanError {
         /// How many bytes.
         len: u64,
     },
+    /// A header field is to become something that no finding asks for, or nobody has decided about.
+    #[error("header byte {offset:#x} is to be restored, but not as a finding and a decision say")]
+    FieldNotTold {
+        /// Where.
+        offset: u64,
+    },
     /// Structural writes to an image that has a guard, without it.
     #[error("structural writes without a guard, in an image that can have one")]
     GuardMissing,
@@ -219,6 +225,32 @@ impl Plan {
     #[must_use]
     pub fn is_structural(&self) -> bool {
         self.steps.iter().any(|step| step.cure != Cure::FreeLeaks)
+    }
+
+    /// Whether it writes header fields, as the user has decided.
+    pub(super) fn restores(&self) -> bool {
+        self.restored().next().is_some()
+    }
+
+    /// Whether it does nothing else.
+    pub(super) fn only_restores(&self) -> bool {
+        self.restores() && self.steps.iter().all(|step| step.cure == Cure::RestoreHeader)
+    }
+
+    /// The writes of header fields.
+    pub(super) fn restored(&self) -> impl Iterator<Item = &Write> {
+        let steps = self.steps.iter().filter(|step| step.cure == Cure::RestoreHeader);
+        steps.flat_map(|step| step.groups.iter().flatten())
+    }
+
+    /// The header fields that are restored over `base`, and nothing else.
+    ///
+    /// # Errors
+    /// As [`Plan::over`].
+    pub(super) fn restored_over(&self, base: Arc<dyn Backend>) -> Result<Overlay, OverlayError> {
+        let mut overlay = Overlay::new(base, WRITE_BYTES_MAX);
+        self.restored().try_for_each(|write| overlay.stage(write.clone()))?;
+        Ok(overlay)
     }
 
     /// Every write of a step, in order.

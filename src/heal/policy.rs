@@ -1,6 +1,7 @@
 //! What may be done about what was found. The problem table decides; this only reads it.
 //!
-//! Invariant: nothing is planned unless the walk was complete: what was not looked at is not unreferenced. Nothing
+//! Invariant: nothing is planned unless the walk was complete: what was not looked at is not unreferenced. A header field
+//! that the rest of the file determines comes before everything else: it is restored where the user has decided so. Nothing
 //! is ever decided for the user: what only the user can decide is named as such.
 
 use instar_abi::choice::Decisions;
@@ -12,6 +13,12 @@ use super::inspector::Inspection;
 
 /// Why no plan is made for an image in this state, `None` if there is something to cure.
 pub(super) fn reason_to_stop(found: &Inspection, tier: Tier, decisions: Decisions) -> Option<Ending> {
+    if tier == Tier::All && found.restores(decisions) {
+        return None;
+    }
+    if tier == Tier::All && !found.fields.is_empty() && found.outcome() != Outcome::Complete {
+        return Some(Ending::NeedsDecision);
+    }
     match found.outcome() {
         Outcome::NotQcow2 => return Some(Ending::NotAnImage),
         Outcome::Unsupported => return Some(Ending::Unsupported),

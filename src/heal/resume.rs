@@ -86,12 +86,24 @@ pub(super) fn staged<'a>(
     let before = context
         .check(Arc::clone(&old), Stage::Check)
         .map_err(|source| HealError::Cage { stage: "the check", source })?;
-    guard::refuse_unguarded(&plan, before.summary.version, old.as_ref())
+    let restored = context.restored(&plan, &before, Arc::clone(&old))?;
+    let version = restored.as_ref().unwrap_or(&before).summary.version;
+    guard::refuse_unguarded(&plan, version, old.as_ref())
         .map_err(context.storage("read"))?
         .map_err(HealError::BadPlan)?;
     let ranges = plan.touched_ranges().map_err(HealError::BadPlan)?;
     let overlay = Arc::new(overlay);
-    Ok(Staged { context, since, before, plan, overlay, ranges, binding: undo.binding, recorded: true })
+    Ok(Staged {
+        context,
+        since,
+        before,
+        restored,
+        plan,
+        overlay,
+        ranges,
+        binding: undo.binding,
+        recorded: true,
+    })
 }
 
 /// Refuses a journal that does not belong to its undo file, or either of them if not to this image.

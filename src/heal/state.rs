@@ -20,10 +20,10 @@ use super::plan::{Plan, Span};
 use super::recorder::Recorder;
 use super::site::{SideFile, Site};
 use super::undo::Undo;
-use super::verify::{self, Asked, Attestation, Doubt, Proof};
+use super::verify::{self, Asked, Attestation, Doubt, Origin, Proof};
 use super::{
     BoundPlan, PlanFacts, RepairObserver, RepairReport, Stage, fingerprint, guard, land, policy, quarantine,
-    rounds,
+    restored, rounds,
 };
 use crate::image::{Backend, FileState, Latch, Overlay, Write};
 
@@ -62,10 +62,31 @@ impl Context<'_> {
             .inspector
             .plan(image, self.tier, self.decisions, &mut recorder)
             .map_err(|source| HealError::Cage { stage: "the plan", source })?;
-        if Outcome::from_u32(ran.summary.outcome) != Some(Outcome::Complete) {
+        let plan = recorder.finish(self.tier, self.decisions).map_err(HealError::BadPlan)?;
+        let is_complete = Outcome::from_u32(ran.summary.outcome) == Some(Outcome::Complete);
+        // A header field may be what keeps the image from being looked at.
+        Ok(Some(plan).filter(|plan| is_complete || plan.only_restores()))
+    }
+
+    /// The image with nothing but its header fields restored, where `plan` does that: what is behind them is seen for
+    /// the first time. Refuses a field that is not restored to what a finding tells and the user has decided about.
+    pub(super) fn restored(
+        &mut self,
+        plan: &Plan,
+        before: &Inspection,
+        image: Arc<dyn Backend>,
+    ) -> Result<Option<Inspection>, HealError> {
+        if !plan.restores() {
             return Ok(None);
         }
-        recorder.finish(self.tier, self.decisions).map(Some).map_err(HealError::BadPlan)
+        restored::refuse_untold(plan, before, self.decisions, image.as_ref())
+            .map_err(self.storage("read"))?
+            .map_err(HealError::BadPlan)?;
+        let view = plan.restored_over(image).map_err(|e| HealError::BadPlan(e.into()))?;
+        let found = self
+            .check(Arc::new(view), Stage::Prove)
+            .map_err(|source| HealError::Cage { stage: "the proof", source })?;
+        Ok(Some(found))
     }
 
     fn asked(&self) -> Asked {
@@ -110,6 +131,8 @@ pub struct Staged<'a> {
     pub(super) context: Context<'a>,
     pub(super) since: Option<FileState>,
     pub(super) before: Inspection,
+    /// The image with its header fields restored, where the plan does that.
+    pub(super) restored: Option<Inspection>,
     pub(super) plan: Plan,
     pub(super) overlay: Arc<Overlay>,
     /// Every range that is written, the guard's among them, sorted.
@@ -288,17 +311,19 @@ impl<'a> Planned<'a> {
     /// # Errors
     /// `BadPlan` if writes overlap, or if there is no guard where there must be one; `Storage`.
     pub fn stage(self) -> Result<Staged<'a>, HealError> {
-        let Self { checked: Checked { context, since, before }, plan } = self;
+        let Self { checked: Checked { mut context, since, before }, plan } = self;
         let image = context.site.image();
         let ranges = plan.touched_ranges().map_err(HealError::BadPlan)?;
-        guard::refuse_unguarded(&plan, before.summary.version, image.as_ref())
+        let restored = context.restored(&plan, &before, Arc::clone(&image))?;
+        let version = restored.as_ref().unwrap_or(&before).summary.version;
+        guard::refuse_unguarded(&plan, version, image.as_ref())
             .map_err(context.storage("read"))?
             .map_err(HealError::BadPlan)?;
         let overlay = plan.over(Arc::clone(&image)).map_err(|e| HealError::BadPlan(e.into()))?;
         let fingerprint = fingerprint::of(image.as_ref(), &ranges).map_err(context.storage("read"))?;
         let binding = Binding { fingerprint, len_before: image.len(), len_after: overlay.len() };
         let overlay = Arc::new(overlay);
-        Ok(Staged { context, since, before, plan, overlay, ranges, binding, recorded: false })
+        Ok(Staged { context, since, before, restored, plan, overlay, ranges, binding, recorded: false })
     }
 
     /// As [`Planned::stage`], for a plan that was made for the image that `binding` tells of.
@@ -327,7 +352,7 @@ impl<'a> Staged<'a> {
             .check(copy, Stage::Prove)
             .map_err(|source| HealError::Cage { stage: "the proof", source })?;
         let proof =
-            verify::prove(&self.before, &after, self.context.asked()).map_err(HealError::Quarantined)?;
+            verify::prove(&self.origin(), &after, self.context.asked()).map_err(HealError::Quarantined)?;
         Ok(Proven { staged: self, proof, after })
     }
 
@@ -340,6 +365,11 @@ impl<'a> Staged<'a> {
         let healed = proven.land()?.attest()?;
         let ending = if healed.after.total() == 0 { Ending::Repaired } else { Ending::RepairedPartly };
         healed.finish(ending)
+    }
+
+    /// What the repaired image is held against.
+    fn origin(&self) -> Origin<'_> {
+        Origin { found: &self.before, restored: self.restored.as_ref() }
     }
 
     fn facts(&self) -> PlanFacts {
@@ -403,7 +433,7 @@ impl<'a> Landed<'a> {
         let shown = self.with_guard_lowered(image)?;
         let after = self.staged.context.check(shown, Stage::Recheck).map_err(HealError::Unattested)?;
         let Self { staged, live, undo } = self;
-        match verify::attest(&staged.before, &after, staged.context.asked(), staged.plan.digest()) {
+        match verify::attest(&staged.origin(), &after, staged.context.asked(), staged.plan.digest()) {
             Ok(attestation) => Ok(Healed { staged, live, after, attestation }),
             Err(doubt) => Err(quarantine::roll_back(staged.context.site, &live, &undo, doubt)),
         }

@@ -132,14 +132,24 @@ pub(super) struct Asked {
     pub decisions: Decisions,
 }
 
+/// What a repaired image is held against.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Origin<'a> {
+    /// The image as it was found.
+    pub found: &'a Inspection,
+    /// The same with nothing but its header fields restored, where that was decided: everything behind them comes to
+    /// light with them, so it is not new.
+    pub restored: Option<&'a Inspection>,
+}
+
 /// Judges a copy with a plan's writes in place by two checks.
-pub(super) fn prove(before: &Inspection, after: &Inspection, asked: Asked) -> Result<Proof, Doubt> {
+pub(super) fn prove(before: &Origin<'_>, after: &Inspection, asked: Asked) -> Result<Proof, Doubt> {
     Ok(Proof { cured: compare(before, after, asked)? })
 }
 
 /// Judges the live image after landing, its guard shown lowered, by two checks.
 pub(super) fn attest(
-    before: &Inspection,
+    before: &Origin<'_>,
     after: &Inspection,
     asked: Asked,
     plan_digest: [u8; 32],
@@ -148,13 +158,15 @@ pub(super) fn attest(
 }
 
 /// How many items are cured, if nothing speaks against the result.
-fn compare(before: &Inspection, after: &Inspection, asked: Asked) -> Result<u64, Doubt> {
-    if after.outcome() != Outcome::Complete {
+fn compare(origin: &Origin<'_>, after: &Inspection, asked: Asked) -> Result<u64, Doubt> {
+    let before = origin.restored.unwrap_or(origin.found);
+    if after.outcome() != Outcome::Complete || before.outcome() != Outcome::Complete {
         return Err(Doubt::NotComplete);
     }
+    let restored = restored(origin, after, asked.decisions)?;
     let cured = match asked.tier {
         Tier::Leaks => judge_leaks(before, after)?,
-        Tier::All => judge_all(before, after, asked.decisions)?,
+        Tier::All => judge_all(before, after, asked.decisions)?.saturating_add(restored),
     };
     for (name, fact) in facts(asked) {
         let (before, after) = (fact(before), fact(after));
@@ -166,6 +178,19 @@ fn compare(before: &Inspection, after: &Inspection, asked: Asked) -> Result<u64,
         0 => Err(Doubt::NotBetter),
         cured => Ok(cured),
     }
+}
+
+/// How many header fields are restored: what was told of them is told no longer.
+fn restored(origin: &Origin<'_>, after: &Inspection, decisions: Decisions) -> Result<u64, Doubt> {
+    if origin.restored.is_none() {
+        return Ok(0);
+    }
+    let problems = origin.found.fields.iter().filter_map(|field| Problem::from_u32(field.problem));
+    let is_decided = |problem: &Problem| Decision::restoring(*problem).is_some_and(|one| decisions.has(one));
+    problems.filter(is_decided).try_fold(0, |sum, problem| match after.items(problem) {
+        0 => Ok(sum + 1),
+        count => Err(Doubt::StillThere { problem, count }),
+    })
 }
 
 /// The `leaks` tier: all of what it promised is cured, and every other finding stood there before as it stands.

@@ -6,6 +6,7 @@ use instar_abi::call::TextKind;
 use instar_abi::choice::Decision;
 use instar_abi::finding::NONE;
 use instar_abi::problem::{Problem, Severity, Tier};
+use instar_abi::summary::Outcome;
 
 use super::describe::{ImageReport, feature_names};
 use super::escape::escape_path;
@@ -13,7 +14,7 @@ use super::ids::{cage_name, severity_name, tier_name};
 use super::model::{CheckReport, KeptFinding, RepairFacts, SandboxFacts, Verdict, cluster_bytes};
 use super::names::Names;
 use super::prospect::Prospect;
-use super::sentence::{disk_name, sentence, table_name};
+use super::sentence::{disk_name, evidence, sentence, table_name};
 use super::tally::TallyRow;
 use super::touched::Touched;
 use super::units::{bytes, counted};
@@ -88,6 +89,9 @@ pub fn headline(report: &CheckReport) -> String {
 /// What a file without the QCOW2 magic begins with, where that is well known. A hint for people: the bytes are
 /// the inmate's word.
 fn other_format(report: &CheckReport) -> &'static str {
+    if report.tally.row(Problem::HeaderMagic).is_some() {
+        return "the QCOW2 magic is lost, what follows is such an image";
+    }
     let magic = report.tally.row(Problem::NotQcow2).map(|row| row.first.stored);
     match magic.and_then(|magic| u32::try_from(magic).ok()).map(u32::to_be_bytes).as_ref() {
         Some(b"KDMV" | b"COWD" | b"# Di") => "it reads like VMDK",
@@ -124,6 +128,9 @@ fn write_problems(report: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
         let table_row = row.problem.row();
         writeln!(out, "\n  {:>8} x {} ({})", row.items, table_row.id, severity_name(table_row.severity))?;
         writeln!(out, "             {}", sentence(row.problem, &row.first, &report.names))?;
+        if let Some(evidence) = evidence(&row.first) {
+            writeln!(out, "             {evidence}")?;
+        }
         writeln!(out, "             {}", table_row.meaning)?;
     }
     if rows.len() > ROWS_MAX {
@@ -150,6 +157,9 @@ fn write_findings(report: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
 fn write_finding(kept: &KeptFinding, names: &Names, out: &mut dyn Write) -> io::Result<()> {
     let row = kept.problem.row();
     writeln!(out, "  {}: {}", row.id, sentence(kept.problem, &kept.finding, names))?;
+    if let Some(evidence) = evidence(&kept.finding) {
+        writeln!(out, "      {evidence}")?;
+    }
     for owner in &kept.owners {
         let table = instar_abi::finding::Table::from_u32(owner.table).map_or("unknown structure", table_name);
         write!(out, "      used as {table} of the {}", disk_name(owner.snapshot, names))?;
@@ -255,6 +265,13 @@ fn write_next(report: &CheckReport, options: HumanOptions, out: &mut dyn Write) 
         };
     }
     let cured = |tier| Prospect::of(report, tier).cured;
+    if let Some(field) = report.choices().find(|decision| decision.restores()) {
+        let option = option_of(field);
+        return writeln!(out, "  next: instar check --repair=all --decide {option} --preview {image}");
+    }
+    if report.summary.outcome != Outcome::Complete as u32 {
+        return writeln!(out, "  next: instar info {image}");
+    }
     if cured(Tier::All) > cured(Tier::Leaks) {
         writeln!(out, "  next: instar check --repair=all --preview {image}")?;
     } else if cured(Tier::Leaks) > 0 {

@@ -171,6 +171,9 @@ struct FindingDocument {
     /// The value that the rest of the metadata asks for, or the bound that was broken.
     #[serde(skip_serializing_if = "Option::is_none")]
     expected: Option<u64>,
+    /// Where the finding is about a header field that the rest of the file determines: what it says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    evidence: Option<EvidenceDocument>,
     /// Users of the place.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     owners: Vec<OwnerDocument>,
@@ -336,6 +339,16 @@ pub struct ImageDocument {
     sandbox: SandboxDocument,
 }
 
+/// What the rest of a file says about a field.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct EvidenceDocument {
+    /// The value that should stand there.
+    value: u64,
+    /// Parts of the file that say so.
+    witnesses: u32,
+}
+
 /// A named part of an image.
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -431,6 +444,8 @@ fn finding(kept: &KeptFinding, names: &Names) -> FindingDocument {
         guest_len: finding.guest_len,
         stored: known(finding.stored),
         expected: known(finding.expected),
+        evidence: (finding.witnesses > 0)
+            .then_some(EvidenceDocument { value: finding.expected, witnesses: finding.witnesses }),
         owners: kept.owners.iter().map(|user| owner(user, names)).collect(),
     }
 }

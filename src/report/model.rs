@@ -177,12 +177,16 @@ impl CheckReport {
     /// What is left for the user to decide. A choice is one of the table's; where a repair has left something that it
     /// cures elsewhere, that is one too.
     pub fn choices(&self) -> impl Iterator<Item = Decision> {
-        let is_open = |problem: Problem| match &self.repair {
+        let is_left = |problem: Problem| match &self.repair {
             Some(RepairFacts { tier: Tier::All, left, .. }) => left.contains(&problem),
-            _ => problem.row().disposition == Disposition::Choice && self.tally.row(problem).is_some(),
+            _ => problem.row().disposition == Disposition::Choice,
         };
-        let is_offered =
-            move |decision: &Decision| decision.problems().iter().any(|problem| is_open(*problem));
+        let is_offered = move |decision: &Decision| {
+            decision.problems().iter().any(|problem| match self.tally.row(*problem) {
+                Some(row) => row.allows(*decision) && is_left(*problem),
+                None => false,
+            })
+        };
         Decision::ALL.iter().copied().filter(is_offered)
     }
 

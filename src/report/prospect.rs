@@ -4,6 +4,7 @@
 
 use std::fmt;
 
+use instar_abi::choice::is_open;
 use instar_abi::problem::{Cost, Disposition, Problem, Tier};
 
 use super::model::CheckReport;
@@ -49,8 +50,10 @@ impl Prospect {
                     }
                 }
                 Disposition::Curable(_) => {}
-                Disposition::Choice => add(&mut prospect.choices, row.items),
-                Disposition::Refuse => add(&mut prospect.refused, row.items),
+                Disposition::Choice if is_open(row.problem, row.witnesses) => {
+                    add(&mut prospect.choices, row.items);
+                }
+                Disposition::Choice | Disposition::Refuse => add(&mut prospect.refused, row.items),
             }
         }
         prospect

@@ -32,7 +32,7 @@ pub(super) fn leak(index: u64, count: u64) -> Finding {
         problem: Problem::RefcountLeak as u32,
         table: Table::RefcountBlock as u32,
         snapshot: ACTIVE,
-        reserved: 0,
+        witnesses: 0,
         host_offset: index << 16,
         host_len: count << 16,
         index,

@@ -21,6 +21,15 @@ pub fn sentence(problem: Problem, finding: &Finding, names: &Names) -> String {
     text
 }
 
+/// What the rest of the file says about a field, where it determines one.
+#[must_use]
+pub fn evidence(finding: &Finding) -> Option<String> {
+    let Finding { witnesses, expected, .. } = *finding;
+    let parts =
+        units::counted(witnesses.into(), "other part of the file says", "other parts of the file say");
+    (witnesses > 0).then(|| format!("evidence: {parts} that {expected} ({expected:#x}) stood there"))
+}
+
 fn fill(template: &str, finding: &Finding, names: &Names) -> String {
     let mut text = String::with_capacity(template.len() + 32);
     let mut rest = template;
@@ -149,7 +158,7 @@ mod tests {
             problem: 0,
             table: Table::L2 as u32,
             snapshot: ACTIVE,
-            reserved: 0,
+            witnesses: 0,
             host_offset: 0x5_0028,
             host_len: 8,
             index: 5,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use instar_abi::choice::Decision;
 use instar_abi::finding::{Finding, NONE};
 use instar_abi::problem::{Problem, Severity};
 
@@ -16,8 +17,18 @@ pub struct TallyRow {
     pub items: u64,
     /// Guest bytes touched, overlaps counted as often as they were reported.
     pub guest_bytes: u64,
+    /// Most witnesses that one of them has: parts of the file that say what should stand there.
+    pub witnesses: u32,
     /// The first finding.
     pub first: Finding,
+}
+
+impl TallyRow {
+    /// Whether the user can decide so about it: what is to be restored must be known.
+    #[must_use]
+    pub fn allows(&self, decision: Decision) -> bool {
+        decision.problems().contains(&self.problem) && (!decision.restores() || self.witnesses > 0)
+    }
 }
 
 /// Counts by problem, in the order of the problem table.
@@ -34,9 +45,11 @@ impl Tally {
             findings: 0,
             items: 0,
             guest_bytes: 0,
+            witnesses: 0,
             first: *finding,
         });
         row.findings = row.findings.saturating_add(1);
+        row.witnesses = row.witnesses.max(finding.witnesses);
         row.items = row.items.saturating_add(finding.count.max(1));
         if finding.guest_offset != NONE {
             row.guest_bytes = row.guest_bytes.saturating_add(finding.guest_len);

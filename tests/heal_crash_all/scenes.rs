@@ -82,6 +82,15 @@ const DECIDED: &[(&str, &[Decision])] = &[
         "header-snapshots-offset",
         &[Decision::DropSnapshots, Decision::FreeOrphanData, Decision::FreeOrphanTables],
     ),
+    ("header-magic", &[Decision::RestoreMagic]),
+    ("header-version", &[Decision::RestoreVersion]),
+    ("header-cluster-bits", &[Decision::RestoreClusterBits]),
+    ("header-length", &[Decision::RestoreHeaderLength]),
+    ("header-refcount-order", &[Decision::RestoreRefcountOrder]),
+    ("header-crypt-method", &[Decision::RestoreCryptMethod]),
+    ("header-l1-size", &[Decision::RestoreL1Size]),
+    ("header-l1-offset", &[Decision::RestoreL1Offset]),
+    ("header-virtual-size", &[Decision::RestoreVirtualSize]),
 ];
 
 fn all_of(decisions: &[Decision]) -> Decisions {

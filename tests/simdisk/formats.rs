@@ -21,7 +21,7 @@ pub fn finding(problem: Problem, at: usize) -> Finding {
         problem: problem as u32,
         table: Table::File as u32,
         snapshot: ACTIVE,
-        reserved: 0,
+        witnesses: 0,
         host_offset: at as u64,
         host_len: 1,
         index: at as u64,

@@ -94,7 +94,8 @@ const PAYLOAD_OFFSET: u64 = (1 << 54) - 1;
 
 /// Every recipe, in the order of the problem table.
 pub const RECIPES: &[Recipe] = &[
-    Recipe { exit: 63, ..plain("not-qcow2", &["not-qcow2"], |_, raw| raw.set(field::MAGIC, 0)) },
+    Recipe { exit: 63, ..plain("not-qcow2", &["not-qcow2"], |_, raw| raw.write(0, &[0; 512])) },
+    Recipe { exit: 63, ..plain("header-magic", &["header-magic"], |_, raw| raw.set(field::MAGIC, 0)) },
     plain("header-truncated", &["header-truncated"], |_, raw| raw.set_len(60)),
     Recipe { exit: 63, ..plain("header-version", &["header-version"], |_, raw| raw.set(field::VERSION, 1)) },
     plain("header-cluster-bits", &["header-cluster-bits"], |_, raw| raw.set(field::CLUSTER_BITS, 5)),
@@ -102,7 +103,9 @@ pub const RECIPES: &[Recipe] = &[
     plain("header-refcount-order", &["header-refcount-order"], |_, raw| raw.set(field::REFCOUNT_ORDER, 7)),
     Recipe {
         exit: 63,
-        ..plain("header-crypt-method", &["header-crypt-method"], |_, raw| raw.set(field::CRYPT_METHOD, 9))
+        ..with(Flavour::Luks, "header-crypt-method", &["header-crypt-method"], |_, raw| {
+            raw.set(field::CRYPT_METHOD, 9);
+        })
     },
     Recipe {
         exit: 63,

@@ -89,6 +89,8 @@ cures! {
         "Attach a table that nothing refers to where exactly one slot fits, as the user has decided."
     14 CountSnapshots "count-snapshots" [SnapshotEntryEmpty]
         "Lower the header's number of snapshots to that of the snapshots in the table."
+    24 RestoreHeader "restore-header" []
+        "Write a header field as the rest of the file asks for it, as the user has decided."
 }
 
 #[cfg(test)]
@@ -109,7 +111,7 @@ mod tests {
         for &cure in Cure::ALL {
             assert_eq!(Cure::from_u32(cure as u32), Some(cure));
             let is_used = PROBLEMS.iter().any(|row| Cure::of(row.problem) == Some(cure));
-            let is_free = matches!(cure, Cure::RaiseGuard | Cure::AttachTables);
+            let is_free = matches!(cure, Cure::RaiseGuard | Cure::AttachTables | Cure::RestoreHeader);
             assert_eq!(is_used, !is_free, "{}", cure.id());
         }
     }

@@ -81,8 +81,9 @@ pub struct Finding {
     pub table: u32,
     /// Whose table it is: snapshot index, or [`ACTIVE`] (also where the question makes no sense).
     pub snapshot: u32,
-    /// Must be zero.
-    pub reserved: u32,
+    /// How many other parts of the file bear out that `expected` is the value that stood here: evidence for a root
+    /// that can be restored. 0 where nothing does, and everywhere else.
+    pub witnesses: u32,
     /// Byte offset in the file of the damaged item (an entry, a field, a cluster); [`NONE`] if there is none.
     pub host_offset: u64,
     /// Bytes of the damaged place from `host_offset` on.

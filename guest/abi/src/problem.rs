@@ -144,19 +144,19 @@ problems! {
     2 HeaderTruncated "header-truncated" Fatal [Refuse] Lossless
         "the file is {stored:bytes} long, shorter than its header of {expected:bytes}";
         "The file was cut; nothing of the disk can be found without the header."
-    3 HeaderVersion "header-version" Fatal [Refuse] Lossless
-        "header: version stored {stored:d}, known are 2 and 3";
+    3 HeaderVersion "header-version" Fatal [Choice] Lossless
+        "header: version stored {stored:d} is not that of this file, or not known (known are 2 and 3)";
         "The image is from another format or the field is damaged."
-    4 HeaderClusterBits "header-cluster-bits" Fatal [Refuse] Lossless
-        "header: cluster_bits stored {stored:d}, allowed are 9 to 21";
+    4 HeaderClusterBits "header-cluster-bits" Fatal [Choice] Lossless
+        "header: cluster_bits stored {stored:d} is not that of this file, or not allowed (allowed are 9 to 21)";
         "Every offset depends on the cluster size; without it nothing can be found."
-    5 HeaderLength "header-length" Fatal [Refuse] Lossless
-        "header: header_length stored {stored:d}, needed is a multiple of 8 from {expected:d} to the cluster size";
+    5 HeaderLength "header-length" Fatal [Choice] Lossless
+        "header: header_length stored {stored:d}, needed is a multiple of 8 from 104 to the cluster size";
         "The header extensions cannot be found."
-    6 HeaderRefcountOrder "header-refcount-order" Fatal [Refuse] Lossless
+    6 HeaderRefcountOrder "header-refcount-order" Fatal [Choice] Lossless
         "header: refcount_order stored {stored:d}, the largest allowed is 6";
         "The width of the reference counts is unknown: they cannot be compared. Guest data is not touched by this."
-    7 HeaderCryptMethod "header-crypt-method" Fatal [Refuse] Lossless
+    7 HeaderCryptMethod "header-crypt-method" Fatal [Choice] Lossless
         "header: crypt_method stored {stored:d}, known are 0, 1 and 2";
         "It is unknown how the guest's data is encrypted."
     8 HeaderIncompatibleFeature "header-incompatible-feature" Fatal [Refuse] Lossless
@@ -168,11 +168,11 @@ problems! {
     10 HeaderExtendedL2 "header-extended-l2" Fatal [Refuse] Lossless
         "header: extended L2 entries with clusters of {stored:bytes}, needed are at least {expected:bytes}";
         "The feature bit or the cluster size is damaged."
-    11 HeaderL1Size "header-l1-size" Fatal [Refuse] Lossless
+    11 HeaderL1Size "header-l1-size" Fatal [Choice] Lossless
         "header: l1_size stored {stored:d}, allowed or needed are {expected:d} entries";
         "The L1 table cannot map the whole disk, or is over the limit of 32 MiB."
-    12 HeaderL1Offset "header-l1-offset" Fatal [Refuse] Lossless
-        "header: L1 table offset {stored} is not a usable cluster of the file";
+    12 HeaderL1Offset "header-l1-offset" Fatal [Choice] Lossless
+        "header: L1 table offset {stored} does not lead to the L1 table";
         "The active disk's mapping cannot be found."
     13 HeaderRefcountTableOffset "header-refcount-table-offset" Corruption [Curable(Tier::All)] Lossless
         "header: refcount table offset {stored} is not a usable cluster of the file";
@@ -195,9 +195,12 @@ problems! {
     19 HeaderCorrupt "header-corrupt" Corruption [Curable(Tier::All)] Lossless
         "header: the corrupt bit is set";
         "A program found damage before and marked the image."
-    20 HeaderVirtualSize "header-virtual-size" Corruption [Refuse] Lossless
-        "header: virtual size stored {stored:d}, but guest offset {expected} is mapped";
+    20 HeaderVirtualSize "header-virtual-size" Corruption [Choice] Lossless
+        "header: virtual size stored {stored:d}, but the disk is mapped up to {expected:d}, or cannot be that large";
         "The size field is damaged or the disk was shrunk without dropping what is behind its end."
+    21 HeaderMagic "header-magic" Fatal [Choice] Lossless
+        "header: the magic is lost: stored {stored}, expected {expected}; what follows is the header of a QCOW2 image";
+        "No program takes the file for a QCOW2 image; nothing else of it is touched by this."
     // Header extensions.
     30 ExtensionLength "extension-length" Corruption [Refuse] Lossless
         "header extension at {host}: length {stored:d} does not fit ({expected:d} allowed)";

@@ -87,7 +87,7 @@ fn finding() -> Finding {
         problem: Problem::ReadError as u32,
         table: 0,
         snapshot: ACTIVE,
-        reserved: 0,
+        witnesses: 0,
         host_offset: 0,
         host_len: 1,
         index: NONE,

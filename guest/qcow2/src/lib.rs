@@ -10,6 +10,7 @@ extern crate alloc;
 
 pub mod check;
 pub mod describe;
+pub(crate) mod evidence;
 mod facts;
 pub mod host;
 pub mod inflate;

@@ -4,6 +4,7 @@
 use instar_abi::call::{
     FailKind, Phase, ProgressRecord, SnapshotRecord, TEXT_BYTES_MAX, TextHeader, TextKind,
 };
+use instar_abi::choice::Decision;
 use instar_abi::finding::{Finding, NONE, Owner, Table};
 use instar_abi::problem::Problem;
 use instar_abi::summary::Summary;
@@ -38,9 +39,13 @@ fn check_finding(finding: &Finding) -> Result<Problem, SandboxError> {
     let problem = Problem::from_u32(finding.problem)
         .ok_or_else(|| violation(format!("finding: unknown problem {}", finding.problem)))?;
     check_table("finding", finding.table)?;
-    if finding.reserved != 0 || finding.count == 0 {
-        let Finding { reserved, count, .. } = finding;
-        return Err(violation(format!("finding: count {count}, reserved word {reserved:#x}")));
+    let Finding { witnesses, count, .. } = *finding;
+    let has_witnesses = witnesses > 0 && finding.expected != NONE;
+    if count == 0 || witnesses > 0 && (Decision::restoring(problem).is_none() || !has_witnesses) {
+        return Err(violation(format!(
+            "finding of {}: count {count}, witnesses {witnesses}",
+            problem.row().id
+        )));
     }
     check_range("finding, host", finding.host_offset, finding.host_len)?;
     check_range("finding, guest", finding.guest_offset, finding.guest_len)?;

@@ -47,6 +47,7 @@ use instar_abi::finding::{NONE, Table};
 use instar_abi::problem::Problem;
 use instar_abi::summary::{Outcome, Summary};
 
+use crate::evidence;
 use crate::facts;
 use crate::host::Host;
 use crate::ondisk::{Fault, Header};
@@ -64,6 +65,21 @@ use triage::{Evidence, Triage};
 
 /// A set of clusters may take the memory budget divided by this; five of them live at once.
 const LEAKS_PART: usize = 16;
+
+/// Findings about header fields that evidence was looked for before.
+const ROOTS: &[Problem] =
+    &[Problem::HeaderL1Size, Problem::HeaderL1Offset, Problem::HeaderLength, Problem::HeaderRefcountOrder];
+/// Findings that a damaged header field leaves behind where it leads to the wrong place.
+const ASTRAY: &[Problem] = &[
+    Problem::TableGarbage,
+    Problem::L1EntryReserved,
+    Problem::L1EntryUnaligned,
+    Problem::L1EntryPastEof,
+    Problem::L1EntryOverlap,
+    Problem::L2ZeroFlagInV2,
+    Problem::CompressedPastEof,
+    Problem::OrphanTable,
+];
 
 /// What a check is asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -154,6 +170,7 @@ pub fn inspect<H: Host>(host: &mut H, options: &Options) -> Checked {
         free: Vec::new(),
         lost_by_bitmaps: Vec::new(),
         end: 0,
+        mapped_end: None,
         lost: BTreeSet::new(),
         last_lost: None,
         missing: Missing::default(),
@@ -196,7 +213,14 @@ fn references<H: Host>(
 
 /// The end of a check that could not begin.
 fn not_opened<H: Host>(host: &mut H, mut report: Report, fault: &Fault) -> Checked {
-    report.fault(fault);
+    let root = evidence::find(host, false);
+    // An image without its magic is told of as that.
+    let is_image = root.is_some_and(|root| root.problem == Problem::HeaderMagic);
+    report.keep_root(root);
+    if !is_image {
+        report.fault(fault);
+    }
+    report.tell_root();
     report.close_runs();
     report.flush(host);
     let summary = facts::of_refusal(fault, report.count());
@@ -214,6 +238,8 @@ struct Check {
     lost_by_bitmaps: Vec<ClusterRun>,
     /// One past the last cluster in use.
     end: u64,
+    /// Where what is mapped behind the active disk's end ends.
+    mapped_end: Option<u64>,
     /// Clusters past the end of the file that entries point at.
     lost: BTreeSet<u64>,
     /// The last of them that stored counts say is in use.
@@ -313,11 +339,9 @@ impl Check {
         let Self { reader, report, image, roots, .. } = self;
         let seen = references(host, reader, report, image, roots, counts, (Phase::Mappings, pass));
         if pass == 0 {
+            let image_cluster = self.image.header.cluster.bytes();
             (self.totals, self.lost) = (seen.totals, seen.lost);
-            if let Some(guest) = seen.beyond_end {
-                let stored = self.image.header.virtual_size;
-                self.report.fault(&Fault::header(Problem::HeaderVirtualSize, 24, 8, stored, guest));
-            }
+            self.mapped_end = seen.beyond_end.map(|guest| guest.saturating_add(image_cluster));
         }
         seen.empty_tables > 0
     }
@@ -429,7 +453,23 @@ impl Check {
         walk::walk(host, reader, report, image, roots, &mut deep, (Phase::Inflate, 0));
     }
 
+    /// Tells of header fields that are damaged by what they led to.
+    fn find_roots<H: Host>(&mut self, host: &mut H) {
+        let seen = self.report.seen();
+        let header = &self.image.header;
+        let is_longer = u64::from(header.l1_entries) > header.l1_entries_needed();
+        if !seen.has_any(ROOTS) && (seen.has_any(ASTRAY) || is_longer || self.mapped_end.is_some()) {
+            self.report.keep_root(evidence::find(host, seen.has(Problem::OrphanTable)));
+        }
+        if let Some(end) = self.mapped_end {
+            let stored = header.virtual_size;
+            self.report.fault(&Fault::header(Problem::HeaderVirtualSize, 24, 8, stored, end));
+        }
+        self.report.tell_root();
+    }
+
     fn finish<H: Host>(mut self, host: &mut H, passes: u32) -> Checked {
+        self.find_roots(host);
         let header = &self.image.header;
         if header.is_dirty() && self.report.are_counts_wrong() {
             let stored = header.incompatible;

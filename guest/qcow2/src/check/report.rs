@@ -11,6 +11,7 @@ use instar_abi::call::{TEXT_BYTES_MAX, TextKind};
 use instar_abi::finding::{Finding, NONE, Owner};
 use instar_abi::problem::{PROBLEMS, Problem, Severity};
 
+use crate::evidence::Root;
 use crate::host::Host;
 use crate::ondisk::Fault;
 
@@ -159,6 +160,7 @@ pub struct Report {
     are_counts_wrong: bool,
     has_corruption: bool,
     is_incomplete: bool,
+    root: Option<Root>,
 }
 
 /// Whether a problem leaves the count of every cluster's users beyond doubt: nothing that could have pointed at
@@ -319,9 +321,24 @@ impl Report {
         !self.wanted.is_empty()
     }
 
-    /// Tells a decoder's fault.
+    /// Tells a decoder's fault; that of a field that is determined, with what is known of it.
     pub fn fault(&mut self, fault: &Fault) {
-        self.put(fault.problem, fault.finding());
+        match self.root.take_if(|root| (root.problem, root.at) == (fault.problem, fault.host_offset)) {
+            Some(root) => self.put(root.problem, root.finding()),
+            None => self.put(fault.problem, fault.finding()),
+        }
+    }
+
+    /// Keeps a field that is determined, for the fault that it is told as.
+    pub fn keep_root(&mut self, root: Option<Root>) {
+        self.root = root;
+    }
+
+    /// Tells of the field that is determined, if no fault has.
+    pub fn tell_root(&mut self) {
+        if let Some(root) = self.root.take() {
+            self.put(root.problem, root.finding());
+        }
     }
 
     /// Tells a finding; it joins the open run of its problem where it is the next item.

@@ -7,12 +7,13 @@ use alloc::vec::Vec;
 
 use instar_abi::boot::{FILE_DATA, FILE_IMAGE};
 use instar_abi::finding::{ACTIVE, Finding, NONE, Table};
-use instar_abi::problem::Problem;
+use instar_abi::problem::{Problem, Severity};
 
 use super::reader::{Bytes, Reader};
 use super::report::Report;
 use super::shares::{self, Claim, Share};
 use super::{bitmaps, snapshots};
+use crate::evidence;
 use crate::host::Host;
 use crate::ondisk::extensions::Extensions;
 use crate::ondisk::header::{Crypt, FIXED_BYTES, TableRange};
@@ -102,6 +103,12 @@ pub fn open<H: Host>(host: &mut H, reader: &mut Reader, report: &mut Report) -> 
         Bytes::Read(bytes) => Header::decode(bytes)?,
         Bytes::Failed(error) => return Err(read_error(Table::Header, 0, FIXED_BYTES as u64, error)),
     };
+    let bounds = header.bounds(file_len);
+    let is_refused = |problem: Problem| problem.row().severity == Severity::Fatal;
+    let is_lost = header.l1_table(&bounds).is_err() || header.refcount_bits() == 0;
+    if is_lost || faults.iter().any(|fault| is_refused(fault.problem)) {
+        report.keep_root(evidence::find(host, false));
+    }
     for fault in &faults {
         report.fault(fault);
     }
@@ -119,7 +126,7 @@ pub fn open<H: Host>(host: &mut H, reader: &mut Reader, report: &mut Report) -> 
     if header.has_data_file() && data_file_len.is_none() {
         report.fault(&Fault::header(Problem::DataFileMissing, 72, 8, header.incompatible, NONE));
     }
-    let (bounds, format) = (header.bounds(file_len), L2Format::of(&header));
+    let format = L2Format::of(&header);
     Ok(Image { header, extensions, bounds, format, data_file_len })
 }
 

@@ -332,7 +332,7 @@ pub fn entry_finding(
         problem: problem as u32,
         table: Table::L2 as u32,
         snapshot: table.snapshot,
-        reserved: 0,
+        witnesses: 0,
         host_offset: table.offset + index as u64 * entry_bytes,
         host_len: entry_bytes,
         index: guest_cluster,

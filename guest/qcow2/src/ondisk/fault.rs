@@ -51,7 +51,7 @@ impl Fault {
             problem: self.problem as u32,
             table: self.table as u32,
             snapshot: ACTIVE,
-            reserved: 0,
+            witnesses: 0,
             host_offset: self.host_offset,
             host_len: self.host_len,
             index: self.index,

@@ -8,6 +8,7 @@ use instar_abi::problem::{Problem, Problem as P, Severity};
 
 use super::round::Proposal;
 use crate::check::{Checked, Problems};
+use crate::ondisk::Header;
 use crate::ondisk::header::incompatible;
 
 /// Byte offset of the incompatible features.
@@ -51,6 +52,13 @@ impl Guard {
         let (stored, found) = (header.incompatible, &checked.problems);
         let is_told = found.has_any(&[P::HeaderCorrupt, P::HeaderDirty]) || found.iter().next().is_none();
         Some(Self { stored, last: stored & !done(found), is_told })
+    }
+
+    /// The guard of a header that leaves the bits as they are, `None` where its version has none.
+    #[must_use]
+    pub const fn as_it_is(header: &Header) -> Option<Self> {
+        let stored = header.incompatible;
+        if header.version < 3 { None } else { Some(Self { stored, last: stored, is_told: false }) }
     }
 
     /// Whether the bits are to stay otherwise than they are, for their own sake. A dirty bit over right counts is no

@@ -5,6 +5,7 @@
 //! is the last one:
 //!
 //! ```text
+//! field      one header field, by decision, on whatever can be looked at                  restore
 //! items      entries and fields wrong by themselves         orphans, entries, snapshots, bitmaps, features
 //! links      clusters that are used as two things                                            copies
 //! refcounts  blocks and table that cannot be used, made anew at the end of the file          refcounts
@@ -12,7 +13,7 @@
 //! header     feature bits                                                                    guard
 //! ```
 //!
-//! Invariant: every plan begins with a whole check of its own, and proposes nothing unless that was complete;
+//! Invariant: every plan begins with a whole check of its own, and proposes nothing but a header field unless that was complete;
 //! each step names its write scope before its first write; the same bytes give the same plan. A cure is a
 //! module. What this does not do: write, or decide whether what it proposes is done; the host proves every
 //! plan with another cage first.
@@ -34,6 +35,7 @@ mod payload;
 mod places;
 mod refcounts;
 mod reserved;
+mod restore;
 mod round;
 mod snapshot_count;
 mod snapshots;
@@ -70,6 +72,9 @@ pub struct Options {
 pub fn run<H: Host>(host: &mut H, options: &Options) -> Summary {
     let silent = check::Options { silent: true, ..check::Options::default() };
     let mut checked = check::inspect(host, &silent);
+    if options.tier == Tier::All && restore::propose(host, &checked, options.decisions) {
+        return checked.summary;
+    }
     if checked.summary.outcome == Outcome::Complete as u32 {
         match options.tier {
             Tier::Leaks => leaks::propose(&mut Round::new(host, None), &checked),
