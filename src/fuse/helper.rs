@@ -1,55 +1,62 @@
 //! Makes sure that the helper which unmounts for a killed server learns of the kill last.
 //!
 //! The helper (fusermount3) waits for the end of a socket, and then unmounts if the mount is dead. It looks once:
-//! where it comes to look while /dev/fuse is still open, it goes away, and the dead mount stays. In which order the
-//! kernel closes the descriptors of a killed process (by number, up or down) is its own affair, so the socket is
-//! held by a descriptor below that of /dev/fuse and by one above it: one of them is closed after it.
+//! where it comes to look while /dev/fuse is still open, it goes away, and the dead mount stays. A killed process's
+//! files are released in a batch, in an order that is the kernel's own affair. So the socket is kept where it is
+//! reached only once that batch is through: sent to this process itself through another socket, and never received.
+//!
+//! ```text
+//! killed: release { /dev/fuse, carrier, ... } in any order ---> what the carrier carried: the helper's socket
+//! ```
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::fs;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, RawFd};
+use std::os::unix::net::UnixStream;
 
-use rustix::io::{DupFlags, dup3, fcntl_dupfd_cloexec};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
-/// Above every descriptor that a server has otherwise, below the usual limit of 1024.
-const HIGH_FD_MIN: RawFd = 900;
-
-/// A place for the socket below every descriptor that is opened after it.
+/// The sockets from before the mount.
 #[derive(Debug)]
 pub struct Reserved {
-    low: OwnedFd,
     known: BTreeSet<RawFd>,
 }
 
-/// The socket, held twice.
+/// Both ends of the socket that carries the helper's.
 #[derive(Debug)]
 pub struct Held {
-    _low: OwnedFd,
-    _high: OwnedFd,
+    _carrier: (UnixStream, UnixStream),
 }
 
 impl Reserved {
     /// To be called before the mount.
     ///
     /// # Errors
-    /// Those of opening a descriptor, or of looking at those that are open.
+    /// Those of looking at the descriptors that are open.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { low: File::open("/dev/null")?.into(), known: sockets()? })
+        Ok(Self { known: sockets()? })
     }
 
     /// Holds the socket that was opened since; `None` if there is none.
     ///
     /// # Errors
-    /// Those of duplicating a descriptor.
-    pub fn hold(mut self) -> io::Result<Option<Held>> {
+    /// Those of making a socket and of sending through it.
+    pub fn hold(self) -> io::Result<Option<Held>> {
         let Some(&socket) = sockets()?.difference(&self.known).next() else { return Ok(None) };
         let myself = pidfd_open(getpid(), PidfdFlags::empty())?;
         let second = pidfd_getfd(myself.as_fd(), socket, PidfdGetfdFlags::empty())?;
-        dup3(&second, &mut self.low, DupFlags::CLOEXEC)?;
-        let high = fcntl_dupfd_cloexec(&second, HIGH_FD_MIN)?;
-        Ok(Some(Held { _low: self.low, _high: high }))
+        let carrier = UnixStream::pair()?;
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        let carried = [second.as_fd()];
+        if !ancillary.push(SendAncillaryMessage::ScmRights(&carried)) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        sendmsg(&carrier.0, &[IoSlice::new(b"0")], &mut ancillary, SendFlags::empty())?;
+        Ok(Some(Held { _carrier: carrier }))
     }
 }
 
