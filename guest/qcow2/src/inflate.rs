@@ -27,13 +27,17 @@ pub enum Compression {
     Zstd,
 }
 
+/// What every Zstandard frame begins with (RFC 8878, 3.1.1).
+const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+
 /// The payload does not inflate to exactly one cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NotOneCluster;
 
 /// Inflates one cluster after the other with the same working memory.
 pub struct Inflater {
-    compression: Compression,
+    /// `None` where each payload has to say it.
+    compression: Option<Compression>,
     deflate: Box<DecompressorOxide>,
     zstd: FrameDecoder,
 }
@@ -48,7 +52,14 @@ impl Inflater {
     /// An inflater for all clusters of one image.
     #[must_use]
     pub fn new(compression: Compression) -> Self {
-        Self { compression, deflate: Box::default(), zstd: FrameDecoder::new() }
+        Self { compression: Some(compression), ..Self::by_payload() }
+    }
+
+    /// An inflater for an image that contradicts itself in how its clusters are packed: a payload that begins with
+    /// the magic number of a Zstandard frame is one.
+    #[must_use]
+    pub fn by_payload() -> Self {
+        Self { compression: None, deflate: Box::default(), zstd: FrameDecoder::new() }
     }
 
     /// Fills `cluster` from `payload`.
@@ -56,7 +67,9 @@ impl Inflater {
     /// # Errors
     /// When the payload does not inflate to exactly one cluster; the content of `cluster` is unspecified then.
     pub fn inflate(&mut self, payload: &[u8], cluster: &mut [u8]) -> Result<(), NotOneCluster> {
-        match self.compression {
+        let by_payload =
+            if payload.starts_with(&ZSTD_MAGIC) { Compression::Zstd } else { Compression::Deflate };
+        match self.compression.unwrap_or(by_payload) {
             Compression::Deflate => self.inflate_deflate(payload, cluster),
             Compression::Zstd => self.inflate_zstd(payload, cluster),
         }
@@ -132,6 +145,16 @@ mod tests {
             assert_eq!(inflate(compression, &payload).unwrap(), sample(CLUSTER));
             payload.resize(payload.len().next_multiple_of(512), 0x5a);
             assert_eq!(inflate(compression, &payload).unwrap(), sample(CLUSTER), "bytes behind the stream");
+        }
+    }
+
+    #[test]
+    fn inflate_by_payload_tells_the_packings_apart() {
+        let mut inflater = Inflater::by_payload();
+        for compression in [Compression::Deflate, Compression::Zstd, Compression::Deflate] {
+            let mut cluster = vec![0xaa; CLUSTER];
+            inflater.inflate(&packed(compression, &sample(CLUSTER)), &mut cluster).unwrap();
+            assert!(cluster == sample(CLUSTER), "{compression:?}");
         }
     }
 

@@ -19,14 +19,14 @@ use crate::ondisk::units::FileBounds;
 #[derive(Debug)]
 pub(super) struct Clusters<'a> {
     header: &'a Header,
-    /// `None` where it is unknown how the image packs its clusters.
-    inflater: Option<Inflater>,
+    inflater: Inflater,
     clusters: Vec<u8>,
 }
 
 impl<'a> Clusters<'a> {
     pub fn new(header: &'a Header) -> Self {
-        Self { header, inflater: header.compression.map(Inflater::new), clusters: Vec::new() }
+        let inflater = header.compression.map_or_else(Inflater::by_payload, Inflater::new);
+        Self { header, inflater, clusters: Vec::new() }
     }
 
     /// Answers requests that all ask for one cluster each.
@@ -55,8 +55,7 @@ impl<'a> Clusters<'a> {
                 if read.error != 0 {
                     return Err(Problem::ReadError);
                 }
-                let inflated = self.inflater.as_mut().map(|inflater| inflater.inflate(payload, into));
-                if inflated == Some(Ok(())) { Ok(()) } else { Err(Problem::CompressedDamaged) }
+                self.inflater.inflate(payload, into).map_err(|_| Problem::CompressedDamaged)
             });
             outcomes.push(outcome.map(|()| &*into));
         }
@@ -66,9 +65,6 @@ impl<'a> Clusters<'a> {
     /// The payload of a request, as a read.
     fn plan(&self, bounds: &FileBounds, request: &MapRequest) -> Result<Range, Problem> {
         let MapRequest { guest_len, host_offset: offset, host_len: len, .. } = *request;
-        if self.inflater.is_none() {
-            return Err(Problem::HeaderCompressionType);
-        }
         if len == 0 || bounds.present(offset, len) != len {
             return Err(Problem::CompressedPastEof);
         }

@@ -44,6 +44,11 @@ impl L1Table {
         Ok(Self::read(host, place, bounds.present(place.offset, place.len), Problem::HeaderL1Size))
     }
 
+    /// The table of a disk whose own is lost, for this reason.
+    pub const fn lost(problem: Problem) -> Self {
+        Self { place: 0..0, bytes: Vec::new(), entries: 0, unreadable: Vec::new(), behind_end: problem }
+    }
+
     /// The table of a snapshot.
     ///
     /// # Errors
@@ -88,6 +93,11 @@ impl L1Table {
     /// Entries that the table ought to have.
     pub const fn entries(&self) -> u64 {
         self.entries
+    }
+
+    /// Why there is nothing behind the last entry.
+    pub const fn behind_end(&self) -> Problem {
+        self.behind_end
     }
 
     /// Entry `index`, or why it is not known.

@@ -22,20 +22,21 @@ use instar_abi::summary::{Outcome, Summary};
 
 use crate::describe::{self, Roots};
 use crate::host::Host;
+use crate::ondisk::Fault;
 use crate::ondisk::l2::L2Format;
 use emit::{Emitter, Plain};
 use inflate::Clusters;
 use l1::L1Table;
 use structures::Structures;
 
-/// Answers requests until told to exit. An image whose header or active L1 table cannot be found is not waited for:
-/// the finding that says so comes first, and the job is over.
+/// Answers requests until told to exit. An image that has no disk to be found, or whose header contradicts itself in
+/// the cluster size, is not waited for: the finding that says so comes first, and the job is over.
 pub fn serve<H: Host>(host: &mut H) -> Summary {
     let roots = match Roots::load(host) {
         Ok(roots) => roots,
         Err(fault) => return describe::refused(host, &fault),
     };
-    let active = match L1Table::active(host, &roots.header) {
+    let active = match active_table(host, &roots) {
         Ok(table) => table,
         Err(fault) => {
             host.finding(&fault.finding());
@@ -84,20 +85,35 @@ pub fn serve<H: Host>(host: &mut H) -> Summary {
 pub(crate) fn active_disk<H: Host>(host: &mut H) {
     let Ok(roots) = Roots::load(host) else { return };
     let size = roots.header.virtual_size;
-    let (mapped, problem) = match L1Table::active(host, &roots.header) {
+    let (mapped, problem) = match active_table(host, &roots) {
         Err(fault) => (0, fault.problem),
         Ok(active) => {
             let mut structures = Structures::load(host, &roots, &active);
             let reach = L2Format::of(&roots.header).table_reach_bytes();
             let mapped = active.entries().saturating_mul(reach).min(size);
             walk::translate(host, &roots.header, &active, &mut structures, 0..mapped);
-            (mapped, Problem::HeaderL1Size)
+            (mapped, active.behind_end())
         }
     };
     // What no entry stands for is one extent, however much of it the header claims.
     let mut out = Emitter::default();
     out.put(host, mapped..size, Plain::Damaged(problem));
     out.finish(host);
+}
+
+/// The active disk's table. Where it is lost, there may be snapshots to serve.
+fn active_table<H: Host>(host: &mut H, roots: &Roots) -> Result<L1Table, Fault> {
+    if let Some(fault) = roots.header.geometry_fault() {
+        return Err(fault);
+    }
+    L1Table::active(host, &roots.header).or_else(|fault| {
+        let mut snapshots = 0;
+        // However the walk ends: one is enough.
+        match describe::each_snapshot(host, &roots.header, |_, _, _, _| snapshots += 1) {
+            Ok(()) | Err(_) if snapshots > 0 => Ok(L1Table::lost(fault.problem)),
+            Ok(()) | Err(_) => Err(fault),
+        }
+    })
 }
 
 /// The L1 table of a snapshot; the one used last is kept.

@@ -16,6 +16,7 @@ use alloc::vec::Vec;
 use core::ops;
 
 use instar_abi::boot::FILE_IMAGE;
+use instar_abi::problem::Problem;
 use instar_abi::to_usize;
 
 use super::l1::L1Table;
@@ -132,7 +133,8 @@ impl Structures {
                 named.push((entry.l1_offset, entry.l1_entries));
             }
         });
-        if walked.is_ok() {
+        // An empty entry is a wrong count, and the entries before it are none the worse.
+        if walked.is_ok() || walked.is_err_and(|fault| fault.problem == Problem::SnapshotEntryEmpty) {
             self.regions.push((start..end, Kind::SnapshotTable));
         }
         let cluster = self.bounds.cluster.bytes();

@@ -294,6 +294,23 @@ impl Header {
         self.virtual_size.div_ceil(1 << self.l1_entry_reach_bits())
     }
 
+    /// The fault of a header that contradicts itself in what one L1 entry maps: the table is too short for the disk,
+    /// and exactly as long as it would be for another cluster size, one bit or one step away, or without the bit of
+    /// extended entries. Whatever is read by such a header may be some other place's bytes.
+    #[must_use]
+    pub fn geometry_fault(&self) -> Option<Fault> {
+        let (stored, needed) = (u64::from(self.l1_entries), self.l1_entries_needed());
+        if stored == 0 || stored >= needed {
+            return None;
+        }
+        let bits = self.cluster.bits();
+        let sizes = (0..5).map(|bit| bits ^ (1 << bit)).chain([bits + 1]).filter_map(ClusterSize::new);
+        let by_clusters = sizes.map(|cluster| Self { cluster, ..self.clone() });
+        let by_entries = Self { incompatible: self.incompatible ^ incompatible::EXTENDED_L2, ..self.clone() };
+        let fits = by_clusters.chain([by_entries]).any(|other| other.l1_entries_needed() == stored);
+        fits.then(|| Fault::header(Problem::HeaderL1Size, 36, 4, stored, needed))
+    }
+
     /// The image file's bounds, given its length in bytes.
     #[must_use]
     pub const fn bounds(&self, file_len: u64) -> FileBounds {
@@ -520,6 +537,23 @@ mod tests {
         assert_eq!(fault_with(|b| b[36] = 1), Problem::HeaderL1Size);
         assert_eq!(fault_with(|b| b[15] = 8), Problem::HeaderBackingName);
         assert_eq!(fault_with(|b| b[95] = 2), Problem::AutoclearDataFileRaw);
+    }
+
+    #[test]
+    fn l1_table_that_fits_other_entries_casts_doubt_on_all_of_them() {
+        let fault_with = |size: u64, l1_entries: u8, cluster_bits: u8, extended: u8| {
+            let mut bytes = v3();
+            bytes[24..32].copy_from_slice(&size.to_be_bytes());
+            (bytes[39], bytes[23], bytes[79]) = (l1_entries, cluster_bits, extended);
+            Header::decode(&bytes).unwrap().0.geometry_fault().map(|fault| fault.problem)
+        };
+        let size = 3 << 29;
+        assert_eq!(fault_with(size, 3, 16, 0), None, "as it ought to be");
+        assert_eq!(fault_with(size, 3, 15, 0), Some(Problem::HeaderL1Size));
+        assert_eq!(fault_with(size, 3, 16, 16), Some(Problem::HeaderL1Size));
+        assert_eq!(fault_with(size, 9, 16, 0), None, "longer than needed is no contradiction");
+        assert_eq!(fault_with(1 << 50, 3, 16, 0), None, "no other geometry explains it");
+        assert_eq!(fault_with(size, 2, 16, 0), None);
     }
 
     #[test]

@@ -59,6 +59,22 @@ impl SnapshotEntry {
         bytes.get(..FIXED_BYTES).is_some_and(|fixed| fixed.iter().all(|byte| *byte == 0))
     }
 
+    /// Bytes of extra data that the entry at the start of `bytes` says to have; 0 if it is not there.
+    #[must_use]
+    pub fn extra_bytes(bytes: &[u8]) -> u32 {
+        be_u32(bytes, 36).unwrap_or(0)
+    }
+
+    /// Decodes an entry whose lengths cannot be meant, as if it had no names and the extra data of its version.
+    #[must_use]
+    pub fn decode_nameless(bytes: &[u8], version: u32) -> Option<Self> {
+        let extra_bytes = if version >= 3 { EXTRA_BYTES_V3 } else { 0 };
+        let mut plain = bytes.get(..FIXED_BYTES + extra_bytes as usize)?.to_vec();
+        plain.get_mut(12..16)?.fill(0);
+        plain.get_mut(36..40)?.copy_from_slice(&extra_bytes.to_be_bytes());
+        Self::decode(&plain)
+    }
+
     /// Decodes the entry at the start of `bytes`; `None` if it is not all there.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
