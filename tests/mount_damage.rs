@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use instar_abi::finding::ACTIVE;
 use instar_abi::problem::Problem;
-use instar_mount::disk::{Disk, ExtentSource, Stop};
+use instar_mount::disk::{Backing, Disk, ExtentSource, Stop};
 use instar_mount::image::{Backend, ImageFile};
 use instar_mount::sandbox::observer::Ignore;
 use parking_lot::Mutex;
@@ -241,7 +241,7 @@ fn what_qemu_reads_right_from_a_damaged_image_is_right() {
             let snapshot = u32::checked_sub(index, 1).unwrap_or(ACTIVE);
             let Some(disk) = disk_of(&image.path, data_file.as_deref(), snapshot) else { continue };
             let below = below.exists().then(|| disk_of(&below, None, ACTIVE).expect("a healthy base"));
-            let disk = disk.over(below.map(Arc::new));
+            let disk = disk.over(below.map_or(Backing::None, |disk| Backing::Disk(Arc::new(disk))));
             let Some(qemu) = by_qemu(&image, name) else { continue };
             compared += 1;
             right += assert_no_worse(&image, model, &disk, &qemu, recipe.name);

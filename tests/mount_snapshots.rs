@@ -8,91 +8,42 @@
 mod support;
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
+use support::mount::Mount;
 use support::program::cages;
-use support::raw::Raw;
-use support::tools::{self, must};
-use tempfile::TempDir;
-
-const PROGRAM: &str = env!("CARGO_BIN_EXE_instar-mount");
+use support::raw::{Raw, field};
+use support::scene::Scene;
+use support::tools;
 
 /// Two snapshots of different sizes, of which the second is compressed in part.
-struct Scene {
-    folder: TempDir,
-    image: PathBuf,
+fn scene() -> Scene {
+    let scene = Scene::new("4M", "compat=1.1");
+    scene.write(&["write -q -P 1 0 1M", "write -q -P 2 3M 64k"]);
+    scene.img(&["snapshot", "-c", "first"]);
+    scene.resize("9M");
+    scene.write(&["write -q -P 3 512k 1M", "write -q -c -P 4 8M 64k"]);
+    scene.img(&["snapshot", "-c", "other"]);
+    scene.write(&["write -q -P 5 0 9M"]);
+    scene
 }
 
-impl Scene {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let image = folder.path().join("disk.qcow2");
-        must(tools::qemu_img(["create", "-q", "-f", "qcow2"]).arg(&image).arg("4M"));
-        let scene = Self { folder, image };
-        scene.write(&["write -q -P 1 0 1M", "write -q -P 2 3M 64k"]);
-        scene.img(&["snapshot", "-c", "first"]);
-        must(tools::qemu_img(["resize", "-q"]).arg(&scene.image).arg("9M"));
-        scene.write(&["write -q -P 3 512k 1M", "write -q -c -P 4 8M 64k"]);
-        scene.img(&["snapshot", "-c", "other"]);
-        scene.write(&["write -q -P 5 0 9M"]);
-        fs::create_dir(scene.point()).unwrap();
-        scene
-    }
-
-    fn point(&self) -> PathBuf {
-        self.folder.path().join("mnt")
-    }
-
-    fn img(&self, arguments: &[&str]) {
-        must(tools::qemu_img(arguments).arg(&self.image));
-    }
-
-    fn write(&self, commands: &[&str]) {
-        must(tools::qemu_io("qcow2", commands.iter().copied()).arg(&self.image));
-    }
-
-    /// The first `len` bytes of a snapshot by qemu, which reads all of them in the size that the disk has now.
-    fn expected(&self, snapshot: &str, len: usize) -> Vec<u8> {
-        let raw = self.folder.path().join("expected");
-        let convert = ["convert", "-f", "qcow2", "-l", snapshot, "-O", "raw"];
-        must(tools::qemu_img(convert).arg(&self.image).arg(&raw));
-        let mut bytes = fs::read(raw).unwrap();
-        bytes.truncate(len);
-        bytes
-    }
-
-    fn mount(&self, cage: &str) -> Mount {
-        let (cage, point) = (format!("--sandbox={cage}"), self.point());
-        must(Command::new(PROGRAM).args([&cage, "--quiet"]).arg(&self.image).arg(&point));
-        Mount { point }
-    }
+/// The first `len` bytes of a snapshot by qemu, which reads all of them in the size that the disk has now.
+fn expected(scene: &Scene, snapshot: &str, len: usize) -> Vec<u8> {
+    let mut bytes = scene.expected(Some(snapshot));
+    bytes.truncate(len);
+    bytes
 }
 
-/// Ends with its owner.
-struct Mount {
-    point: PathBuf,
+fn names(mount: &Mount) -> Vec<String> {
+    let entries = fs::read_dir(mount.path("snapshots")).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
 }
 
-impl Mount {
-    fn names(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.point.join("snapshots")).unwrap();
-        let mut names: Vec<_> =
-            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
-    }
-
-    fn read(&self, name: &str) -> Vec<u8> {
-        fs::read(self.point.join("snapshots").join(name)).unwrap()
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let ended = tools::run(Command::new("fusermount3").arg("-uz").arg(&self.point));
-        assert!(std::thread::panicking() || ended.status.success());
-    }
+fn read(mount: &Mount, name: &str) -> Vec<u8> {
+    fs::read(mount.path("snapshots").join(name)).unwrap()
 }
 
 /// Overwrites the name of a snapshot with one of the same length.
@@ -107,45 +58,72 @@ fn rename(image: &Path, index: u64, name: &[u8; 5]) {
 #[test]
 fn snapshots_are_disks_of_their_own_size() {
     need!(tools::fuse(), tools::qemu());
-    let scene = Scene::new();
+    let scene = scene();
     for cage in cages() {
-        let mount = scene.mount(cage);
-        assert_eq!(mount.names(), ["first.raw", "other.raw"]);
+        let mount = scene.mount_in(cage);
+        assert_eq!(names(&mount), ["first.raw", "other.raw"]);
         for (name, len) in [("first", 4 << 20), ("other", 9 << 20)] {
-            let got = mount.read(&format!("{name}.raw"));
+            let got = read(&mount, &format!("{name}.raw"));
             assert_eq!(got.len(), len, "{name}");
-            assert!(got == scene.expected(name, len), "{name} in {cage}: other bytes than qemu's");
+            assert!(got == expected(&scene, name, len), "{name} in {cage}: other bytes than qemu's");
         }
-        let other = mount.point.join("snapshots/other.raw");
+        let other = mount.path("snapshots/other.raw");
         let error = File::options().write(true).open(other).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
-        assert!(fs::read(mount.point.join("disk.raw")).unwrap() == vec![5; 9 << 20]);
+        assert!(fs::read(mount.raw()).unwrap() == vec![5; 9 << 20]);
     }
 }
 
 #[test]
 fn snapshots_of_hostile_names_stay_in_their_folder() {
     need!(tools::fuse(), tools::qemu());
-    let scene = Scene::new();
-    let (first, other) = (scene.expected("first", 4 << 20), scene.expected("other", 9 << 20));
-    for (names, served) in [
+    let scene = scene();
+    let (first, other) = (expected(&scene, "first", 4 << 20), expected(&scene, "other", 9 << 20));
+    for (given, served) in [
         ([b"../..", b"a\0b\nc"], ["%2E.%2F...raw", "a%00b%0Ac.raw"]),
         ([b"twice", b"twice"], ["twice.raw", "twice~1.raw"]),
     ] {
-        rename(&scene.image, 0, names[0]);
-        rename(&scene.image, 1, names[1]);
-        let mount = scene.mount(cages()[0]);
-        assert_eq!(mount.names(), served);
-        assert!(mount.read(served[0]) == first && mount.read(served[1]) == other);
+        rename(&scene.image, 0, given[0]);
+        rename(&scene.image, 1, given[1]);
+        let mount = scene.mount();
+        assert_eq!(names(&mount), served);
+        assert!(read(&mount, served[0]) == first && read(&mount, served[1]) == other);
     }
 }
 
 #[test]
 fn image_without_snapshots_has_no_folder_for_them() {
     need!(tools::fuse(), tools::qemu());
-    let scene = Scene::new();
+    let scene = scene();
     scene.img(&["snapshot", "-d", "first"]);
     scene.img(&["snapshot", "-d", "other"]);
-    let mount = scene.mount(cages()[0]);
-    assert!(!mount.point.join("snapshots").exists());
+    let mount = scene.mount();
+    assert!(!mount.path("snapshots").exists());
+}
+
+#[test]
+fn snapshots_that_are_there_are_served_whatever_the_count_says() {
+    need!(tools::fuse(), tools::qemu());
+    let scene = scene();
+    let raw = Raw::open(&scene.image);
+    let (first, other) = (expected(&scene, "first", 4 << 20), expected(&scene, "other", 9 << 20));
+    for count in [3, 70_000] {
+        raw.set(field::SNAPSHOTS, count);
+        let mount = scene.mount();
+        assert_eq!(names(&mount), ["first.raw", "other.raw"], "{count}");
+        assert!(read(&mount, "first.raw") == first && read(&mount, "other.raw") == other);
+    }
+}
+
+#[test]
+fn snapshot_whose_lengths_cannot_be_meant_is_served_without_its_name() {
+    need!(tools::fuse(), tools::qemu());
+    let scene = scene();
+    let raw = Raw::open(&scene.image);
+    let other = expected(&scene, "other", 9 << 20);
+    raw.set_number(raw.snapshot_entry(1) + 36, 4, 0x10000);
+    let mount = scene.mount();
+    assert_eq!(names(&mount), ["first.raw", "~1.raw"]);
+    assert!(read(&mount, "~1.raw") == other);
+    assert!(fs::read(mount.raw()).unwrap() == vec![5; 9 << 20]);
 }

@@ -18,50 +18,33 @@ use std::process::Command;
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
+use support::failing::FailingFile;
 use support::mount::Mount;
-use support::raw::{COPIED, Raw};
+use support::raw::{COPIED, Raw, field};
+use support::scene::Scene;
 use support::tools::{self, must};
-use tempfile::TempDir;
 
 const NO_OPTIONS: [&str; 0] = [];
 const CLUSTER: u64 = 65_536;
 
 /// 4 MiB: ones in clusters 0 to 3, zeros in 4, packed twos in 8, a snapshot of that, threes in 16 and 17.
-struct Scene {
-    folder: TempDir,
-    image: PathBuf,
+fn scene() -> Scene {
+    let scene = Scene::new("4M", "compat=1.1");
+    scene.write(&["write -q -P 1 0 256k", "write -q -z 256k 64k", "write -q -c -P 2 512k 64k"]);
+    scene.img(&["snapshot", "-c", "early"]);
+    scene.resize("6M");
+    scene.write(&["write -q -P 3 1M 128k"]);
+    scene
 }
 
-impl Scene {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let image = folder.path().join("disk.qcow2");
-        must(tools::qemu_img(["create", "-q", "-f", "qcow2"]).arg(&image).arg("4M"));
-        let scene = Self { folder, image };
-        scene.write(&["write -q -P 1 0 256k", "write -q -z 256k 64k", "write -q -c -P 2 512k 64k"]);
-        must(tools::qemu_img(["snapshot", "-c", "early"]).arg(&scene.image));
-        must(tools::qemu_img(["resize", "-q"]).arg(&scene.image).arg("6M"));
-        scene.write(&["write -q -P 3 1M 128k"]);
-        scene
-    }
-
-    fn write(&self, commands: &[&str]) {
-        must(tools::qemu_io("qcow2", commands.iter().copied()).arg(&self.image));
-    }
-
-    /// The same with guest cluster 1 past the end of the file, and the payload of cluster 8 overwritten.
-    fn damaged() -> Self {
-        let scene = Self::new();
-        let raw = Raw::open(&scene.image);
-        raw.set_number(raw.l2_entry(1), 8, 1 << 40 | COPIED);
-        let payload = raw.number(raw.l2_entry(8), 8) & ((1 << 54) - 1);
-        raw.write(payload, &[0xff; 16]);
-        scene
-    }
-
-    fn mount(&self) -> Mount {
-        Mount::new(&self.image, NO_OPTIONS)
-    }
+/// The same with guest cluster 1 past the end of the file, and the payload of cluster 8 overwritten.
+fn damaged_scene() -> Scene {
+    let scene = scene();
+    let raw = Raw::open(&scene.image);
+    raw.set_number(raw.l2_entry(1), 8, 1 << 40 | COPIED);
+    let payload = raw.number(raw.l2_entry(8), 8) & ((1 << 54) - 1);
+    raw.write(payload, &[0xff; 16]);
+    scene
 }
 
 fn read(path: &Path, offset: u64, len: usize) -> io::Result<Vec<u8>> {
@@ -84,7 +67,7 @@ macro_rules! need_mounts {
 #[test]
 fn sizes_are_those_of_the_disks() {
     need_mounts!();
-    let scene = Scene::new();
+    let scene = scene();
     let mount = scene.mount();
     assert_eq!(fs::metadata(mount.raw()).unwrap().len(), 6 << 20);
     assert_eq!(fs::metadata(mount.path("snapshots/early.raw")).unwrap().len(), 4 << 20);
@@ -93,8 +76,8 @@ fn sizes_are_those_of_the_disks() {
 #[test]
 fn blocks_count_data_only() {
     need_mounts!();
-    let scene = Scene::new();
-    let top = scene.folder.path().join("top.qcow2");
+    let scene = scene();
+    let top = scene.path("top.qcow2");
     let create = ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"];
     must(tools::qemu_img(create).arg(&scene.image).arg(&top));
     let mount = scene.mount();
@@ -108,7 +91,7 @@ fn blocks_count_data_only() {
 #[test]
 fn seek_finds_data_and_holes_exactly() {
     need_mounts!();
-    let scene = Scene::damaged();
+    let scene = damaged_scene();
     let mount = scene.mount();
     let disk = File::open(mount.raw()).unwrap();
     let mut ends = Vec::new();
@@ -125,7 +108,7 @@ fn seek_finds_data_and_holes_exactly() {
 #[test]
 fn reads_end_at_the_end_of_the_disk() {
     need_mounts!();
-    let scene = Scene::new();
+    let scene = scene();
     let mount = scene.mount();
     assert_eq!(read(&mount.raw(), (6 << 20) - 10, 100).unwrap(), [0; 10]);
     assert!(read(&mount.raw(), 6 << 20, 100).unwrap().is_empty());
@@ -135,7 +118,7 @@ fn reads_end_at_the_end_of_the_disk() {
 #[test]
 fn writes_are_refused_as_on_a_read_only_file_system() {
     need_mounts!();
-    let scene = Scene::new();
+    let scene = scene();
     let mount = scene.mount();
     let (raw, new) = (mount.raw(), mount.path("new"));
     let read_only = Some(libc::EROFS);
@@ -173,7 +156,7 @@ fn inodes(folder: &Path) -> Vec<(PathBuf, u64)> {
 #[test]
 fn inode_numbers_are_stable() {
     need_mounts!();
-    let scene = Scene::new();
+    let scene = scene();
     let numbers =
         |mount: &Mount| -> Vec<u64> { inodes(mount.point()).into_iter().map(|(_, inode)| inode).collect() };
     let mount = scene.mount();
@@ -194,7 +177,7 @@ fn attribute(path: &Path, name: &str) -> rustix::io::Result<String> {
 fn attributes_tell_of_the_check() {
     need_mounts!();
     for (scene, verdict, findings) in
-        [(Scene::new(), "consistent", ""), (Scene::damaged(), "corruptions", "l2-entry-past-eof=1")]
+        [(scene(), "consistent", ""), (damaged_scene(), "corruptions", "l2-entry-past-eof=1")]
     {
         let mount = scene.mount();
         for path in [mount.point().to_owned(), mount.raw(), mount.path("snapshots/early.raw")] {
@@ -217,7 +200,7 @@ fn attributes_tell_of_the_check() {
 #[test]
 fn statfs_tells_the_size_of_all_disks() {
     need_mounts!();
-    let scene = Scene::new();
+    let scene = scene();
     let mount = scene.mount();
     let told = rustix::fs::statvfs(mount.point()).unwrap();
     assert_eq!(told.f_blocks * told.f_frsize, (6 + 4) << 20);
@@ -227,7 +210,7 @@ fn statfs_tells_the_size_of_all_disks() {
 #[test]
 fn damage_is_an_error_or_zeros() {
     need_mounts!();
-    let scene = Scene::damaged();
+    let scene = damaged_scene();
     // Cluster 3 shares the place of cluster 2: both are read as stored.
     let raw = Raw::open(&scene.image);
     raw.set_number(raw.l2_entry(3), 8, raw.number(raw.l2_entry(2), 8));
@@ -264,7 +247,7 @@ fn blocks(map: &str) -> Vec<(u64, u64, String)> {
 #[test]
 fn damage_map_covers_the_disk() {
     need_mounts!();
-    let scene = Scene::damaged();
+    let scene = damaged_scene();
     let mount = scene.mount();
     let (good, bad) = ("+".to_owned(), "-".to_owned());
     let before = blocks(&mount.document("damage.map"));
@@ -288,7 +271,7 @@ fn damage_map_covers_the_disk() {
 #[test]
 fn health_counts_what_went_wrong() {
     need_mounts!();
-    let scene = Scene::damaged();
+    let scene = damaged_scene();
     let mount = scene.mount();
     let before = mount.json("health");
     assert_eq!((before["healthy"].as_bool(), before["damaged-reads"].as_u64()), (Some(true), Some(0)));
@@ -305,10 +288,135 @@ fn health_counts_what_went_wrong() {
     assert!(metrics.lines().any(|found| found == line), "{metrics}");
 }
 
+/// The guest's clusters of an image with clusters of 512 bytes, all ones, that can be read.
+fn readable(mount: &Mount, clusters: std::ops::Range<u64>) -> Vec<u64> {
+    let is_read = |at: &u64| match read(&mount.raw(), at * 512, 512) {
+        Ok(bytes) => {
+            assert_eq!(bytes, [1; 512], "{at}");
+            true
+        }
+        Err(error) => {
+            assert_eq!(error.raw_os_error(), Some(libc::EIO), "{at}");
+            false
+        }
+    };
+    clusters.filter(is_read).collect()
+}
+
+#[test]
+fn damage_smaller_than_a_page_costs_nothing_else() {
+    need_mounts!();
+    let scene = Scene::new("1M", "cluster_size=512");
+    scene.write(&["write -q -P 1 0 512k"]);
+    let raw = Raw::open(&scene.image);
+    for damaged in [3, 12, 13] {
+        raw.set_number(raw.l2_entry(damaged), 8, 1 << 40 | COPIED);
+    }
+    let mount = scene.mount();
+    assert_eq!(
+        readable(&mount, 0..24),
+        [0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23]
+    );
+    // A read across the damage gives what is before it.
+    assert_eq!(read(&mount.raw(), 0, 16 << 10).unwrap(), [1; 3 * 512]);
+    assert_eq!(mapped_from(&mount.raw(), 64 << 10)[..4096], [1; 4096]);
+}
+
+#[test]
+fn what_is_left_out_is_damaged() {
+    need_mounts!();
+    let scene = Scene::new("4M", "compat=1.1");
+    let top = scene.path("top.qcow2");
+    scene.write(&["write -q -P 1 0 4M"]);
+    must(tools::qemu_img(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"]).arg(&scene.image).arg(&top));
+    must(tools::qemu_io("qcow2", ["write -q -P 2 64k 64k", "write -q -z 128k 64k"]).arg(&top));
+    fs::remove_file(&scene.image).unwrap();
+    let cluster = usize::try_from(CLUSTER).unwrap();
+    let mount = Mount::new(&top, ["--backing=none"]);
+    assert!(mount.said.contains("its backing file is left out"), "{}", mount.said);
+    assert_eq!(errno(read(&mount.raw(), 0, cluster)), Some(libc::EIO));
+    assert_eq!(read(&mount.raw(), CLUSTER, cluster).unwrap(), vec![2; cluster]);
+    assert_eq!(read(&mount.raw(), 2 * CLUSTER, cluster).unwrap(), vec![0; cluster]);
+    let map = blocks(&mount.document("damage.map"));
+    let statuses: Vec<(u64, &str)> = map.iter().map(|block| (block.0 / CLUSTER, block.2.as_str())).collect();
+    assert_eq!(statuses, [(0, "-"), (1, "+"), (3, "-")]);
+    drop(mount);
+    let mount = Mount::new(&top, ["--backing=none", "--on-damage=zero"]);
+    assert_eq!(read(&mount.raw(), 0, cluster).unwrap(), vec![0; cluster]);
+    assert!(mount.json("health")["damaged-reads"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn snapshots_are_served_without_the_active_disk() {
+    need_mounts!();
+    let scene = scene();
+    Raw::open(&scene.image).set(field::L1_OFFSET, 1 << 40);
+    let mount = scene.mount();
+    assert_eq!(errno(read(&mount.raw(), 0, 512)), Some(libc::EIO));
+    assert_eq!(read(&mount.path("snapshots/early.raw"), 8 * CLUSTER, 512).unwrap(), [2; 512]);
+    assert_eq!(blocks(&mount.document("damage.map")), [(0, 6 << 20, "-".to_owned())]);
+}
+
+#[test]
+fn header_that_contradicts_itself_is_not_served() {
+    need_mounts!();
+    for (size, number, value) in [("1536M", field::CLUSTER_BITS, 15), ("1536M", field::INCOMPATIBLE, 16)] {
+        let scene = Scene::new(size, "compat=1.1");
+        scene.write(&["write -q -P 1 0 1M"]);
+        Raw::open(&scene.image).set(number, value);
+        let refused = Mount::try_new(&scene.image, NO_OPTIONS).unwrap_err();
+        assert_eq!(tools::code(&refused), 2);
+        assert!(tools::stderr(&refused).contains("l1_size stored 3"), "{}", tools::stderr(&refused));
+    }
+}
+
+#[test]
+fn image_that_is_replaced_is_served_as_it_was() {
+    need_mounts!();
+    let scene = scene();
+    let other = Scene::new("1M", "compat=1.1");
+    let mount = scene.mount();
+    fs::copy(&other.image, scene.path("other")).unwrap();
+    fs::rename(scene.path("other"), &scene.image).unwrap();
+    assert_eq!(read(&mount.raw(), 16 * CLUSTER, 512).unwrap(), [3; 512]);
+    assert_eq!(read(&mount.path("snapshots/early.raw"), 8 * CLUSTER, 512).unwrap(), [2; 512]);
+    assert_eq!(mount.json("health")["healthy"], true);
+    drop(mount);
+    assert_eq!(fs::metadata(scene.mount().raw()).unwrap().len(), 1 << 20);
+}
+
+#[test]
+fn storage_that_fails_gives_errors_and_is_told_of() {
+    need_mounts!();
+    need!(tools::root());
+    let scene = scene();
+    let raw = Raw::open(&scene.image);
+    let storage = FailingFile::copy_of(&scene.image);
+    let mount = Mount::new(&storage.path(), NO_OPTIONS);
+    assert_eq!(read(&mount.raw(), 0, 512).unwrap(), [1; 512]);
+    let place = raw.host_offset(2);
+    storage.fail(place..place + CLUSTER);
+    assert_eq!(errno(read(&mount.raw(), 2 * CLUSTER, 512)), Some(libc::EIO));
+    assert_eq!(read(&mount.raw(), 3 * CLUSTER, 512).unwrap(), [1; 512]);
+    // Compressed clusters are read by the cage.
+    let payload = raw.number(raw.l2_entry(8), 8) & ((1 << 54) - 1);
+    storage.fail(payload..payload + 512);
+    assert_eq!(errno(read(&mount.raw(), 8 * CLUSTER, 512)), Some(libc::EIO));
+    assert_eq!(read(&mount.raw(), 16 * CLUSTER, 512).unwrap(), [3; 512]);
+    let health = mount.json("health");
+    assert!(health["io-errors"].as_u64().unwrap() >= 2 && health["source-errors"] == 0, "{health}");
+    let map = blocks(&mount.document("damage.map"));
+    let bad: Vec<u64> = map.iter().filter(|block| block.2 == "-").map(|block| block.0 / CLUSTER).collect();
+    assert_eq!(bad, [2, 8]);
+    storage.fail(0..0);
+    assert_eq!(read(&mount.raw(), 2 * CLUSTER, 512).unwrap(), [1; 512], "storage that is back is used");
+    assert_eq!(read(&mount.raw(), 8 * CLUSTER, 512).unwrap(), [2; 512]);
+}
+
 #[test]
 fn image_that_shrinks_gives_errors_and_not_a_crash() {
     need_mounts!();
-    let scene = Scene::new();
+    let scene = scene();
     let mount = scene.mount();
     assert_eq!(read(&mount.raw(), 0, 512).unwrap(), [1; 512]);
     OpenOptions::new().write(true).open(&scene.image).unwrap().set_len(CLUSTER).unwrap();
@@ -325,7 +433,7 @@ fn image_that_shrinks_gives_errors_and_not_a_crash() {
 #[test]
 fn mapped_and_direct_reads_see_the_same() {
     need_mounts!();
-    let scene = Scene::new();
+    let scene = scene();
     let mount = scene.mount();
     let plain = fs::read(mount.raw()).unwrap();
     // dd reads in blocks of 1 MiB past the page cache; cmp and grep map what they compare.
@@ -340,11 +448,17 @@ fn mapped_and_direct_reads_see_the_same() {
     assert_eq!(mapped(&mount.raw()), plain);
 }
 
-/// The file's bytes through a mapping, which python makes: this test program has no unsafe code.
 fn mapped(path: &Path) -> Vec<u8> {
-    let program = "import mmap,sys; f=open(sys.argv[1],'rb'); \
-                   sys.stdout.buffer.write(mmap.mmap(f.fileno(),0,prot=mmap.PROT_READ)[:])";
-    must(Command::new("python3").args([OsStr::new("-c"), OsStr::new(program), path.as_os_str()])).stdout
+    mapped_from(path, 0)
+}
+
+/// The file's bytes from `offset` on through a mapping, which python makes: this test program has no unsafe code.
+fn mapped_from(path: &Path, offset: u64) -> Vec<u8> {
+    let program = "import mmap,sys; f=open(sys.argv[1],'rb'); o=int(sys.argv[2]); \
+                   sys.stdout.buffer.write(mmap.mmap(f.fileno(),0,prot=mmap.PROT_READ,offset=o)[:])";
+    let offset = offset.to_string();
+    let arguments = [OsStr::new("-c"), OsStr::new(program), path.as_os_str(), OsStr::new(&offset)];
+    must(Command::new("python3").args(arguments)).stdout
 }
 
 /// Processes that are confined as cages are, and whose parent serves `point`.
@@ -370,7 +484,7 @@ fn cages_of(point: &Path) -> Vec<Pid> {
 #[test]
 fn cage_that_dies_is_started_anew() {
     need_mounts!();
-    let scene = Scene::new();
+    let scene = scene();
     let mount = Mount::new(&scene.image, ["--sandbox=process"]);
     let cages = cages_of(mount.point());
     assert_eq!(cages.len(), 1, "{cages:?}");

@@ -43,6 +43,9 @@ fn next(
         return Err(ChainProblem::NotAsStated);
     }
     last.virtual_size = facts.virtual_size;
+    if facts.has_backing && policy.last == Some(depth) {
+        return Err(ChainProblem::LeftOut);
+    }
     let Some(name) = &facts.backing_name else {
         return if facts.has_backing { Err(ChainProblem::NameUnreadable) } else { Ok(None) };
     };
@@ -129,7 +132,7 @@ mod tests {
             fs::write(folder.path().join(name), content).unwrap();
         }
         let gate = GatePolicy { named: vec![], folders: vec![folder.path().to_path_buf()] };
-        let policy = ChainPolicy { gate, formats: formats.to_vec() };
+        let policy = ChainPolicy { gate, formats: formats.to_vec(), last: None };
         let chain = follow(top_of(&folder, files[0].0), &policy, &Fake);
         (folder, chain)
     }
@@ -174,6 +177,19 @@ mod tests {
     }
 
     #[test]
+    fn follow_ends_where_the_user_leaves_out_the_rest() {
+        let (folder, _) = chain(&[("top", "image 9 middle qcow2"), ("middle", "image 9 gone vmdk")]);
+        let gate = GatePolicy { named: vec![], folders: vec![folder.path().to_path_buf()] };
+        for (last, members) in [(0, 1), (1, 2)] {
+            let policy = ChainPolicy { gate: gate.clone(), formats: vec![], last: Some(last) };
+            let chain = follow(top_of(&folder, "top"), &policy, &Fake);
+            assert_eq!(names(&chain).len(), members);
+            assert!(chain.is_whole() && chain.is_cut());
+            assert!(matches!(chain.problems[..], [(at, ChainProblem::LeftOut)] if at == last));
+        }
+    }
+
+    #[test]
     fn follow_format_by_the_user_counts_only_where_none_is_stated() {
         let files = [("top", "image 4 middle"), ("middle", "image 4 end raw"), ("end", "1234")];
         let (_folder, chain) = chain_with(&files, &[Format::Qcow2, Format::Qcow2]);
@@ -204,7 +220,7 @@ mod tests {
             GatePolicy { named: vec![], folders: vec![folder.path().to_path_buf()] },
             GatePolicy { named: vec![PathBuf::from(&fifo)], folders: vec![] },
         ] {
-            let policy = ChainPolicy { gate: policy, formats: vec![] };
+            let policy = ChainPolicy { gate: policy, formats: vec![], last: None };
             let chain = follow(top_of(&folder, "top"), &policy, &Fake);
             assert!(matches!(chain.problems[..], [(0, ChainProblem::Handle(_))]));
         }

@@ -70,6 +70,8 @@ pub struct ChainPolicy {
     pub gate: GatePolicy,
     /// The formats of the members, nearest first, for those whose overlay does not state it.
     pub formats: Vec<Format>,
+    /// The position of the member whose backing file is left out, whatever it is. 0 is the top.
+    pub last: Option<usize>,
 }
 
 /// One member.
@@ -95,7 +97,13 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// True if every member that is named was reached.
+    /// True if the last member has a backing file that was left out.
+    #[must_use]
+    pub fn is_cut(&self) -> bool {
+        self.problems.iter().any(|(_, problem)| matches!(problem, ChainProblem::LeftOut))
+    }
+
+    /// True if every member that is named was reached, or left out by the user.
     #[must_use]
     pub fn is_whole(&self) -> bool {
         self.problems.iter().all(|(_, problem)| problem.is_remark())
@@ -108,6 +116,9 @@ pub enum ChainProblem {
     /// The name did not pass the gate.
     #[error("its backing file is not used")]
     Gate(#[source] GateError),
+    /// The user has left out what is below.
+    #[error("its backing file is left out: what it does not hold itself is not known")]
+    LeftOut,
     /// The file cannot be opened or locked.
     #[error("its backing file cannot be used")]
     Handle(#[source] HandleError),
@@ -160,9 +171,9 @@ pub enum ChainProblem {
 }
 
 impl ChainProblem {
-    /// True for what is legal and only worth knowing.
+    /// True for what is legal, or by the user's word, and only worth knowing.
     #[must_use]
     pub const fn is_remark(&self) -> bool {
-        matches!(self, Self::Shorter { .. } | Self::Larger { .. })
+        matches!(self, Self::Shorter { .. } | Self::Larger { .. } | Self::LeftOut)
     }
 }

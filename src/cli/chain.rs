@@ -44,10 +44,16 @@ impl From<BackingFormat> for Format {
     }
 }
 
+/// In the place of a backing file's path: it is left out, and so is all below it.
+const NOTHING_BELOW: &str = "none";
+
 /// What the command line allows below an image.
 pub(super) fn policy(args: &BelowArgs) -> ChainPolicy {
+    let last = args.backing.iter().position(|path| path.as_os_str() == NOTHING_BELOW);
+    let named = args.backing.get(..last.unwrap_or(args.backing.len())).unwrap_or_default().to_vec();
     ChainPolicy {
-        gate: GatePolicy { named: args.backing.clone(), folders: args.allow_chain.clone() },
+        gate: GatePolicy { named, folders: args.allow_chain.clone() },
+        last,
         formats: args.backing_format.iter().copied().map(Format::from).collect(),
     }
 }

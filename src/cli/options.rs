@@ -185,7 +185,8 @@ pub struct ChainArgs {
 /// Which files below an image may be opened, and as what.
 #[derive(Debug, Clone, Default, Args)]
 pub struct BelowArgs {
-    /// The next backing file, whatever the image calls it; once for each member, nearest first.
+    /// The next backing file, whatever the image calls it; once for each member, nearest first. `none` leaves it and
+    /// all below it out: what the members above it do not hold themselves is then damaged, never zeros.
     #[arg(long, value_name = "PATH")]
     pub backing: Vec<PathBuf>,
     /// Backing files may come from this folder and the ones beneath it.

@@ -76,6 +76,12 @@ impl Health {
         }
     }
 
+    /// Whether reads have found any.
+    #[must_use]
+    pub fn has_bad_clusters(&self) -> bool {
+        !self.bad.lock().is_empty()
+    }
+
     /// Guest offsets of the clusters that reads have found to be bad, in order.
     #[must_use]
     pub fn bad_clusters(&self) -> Vec<u64> {

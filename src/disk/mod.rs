@@ -32,4 +32,4 @@ pub use revive::Revived;
 pub use source::{ExtentSource, Inflated, Payload};
 pub use survey::{Survey, merged};
 pub use unpack::{SharedSource, Unpacker};
-pub use view::{Disk, DiskFiles, LeftOver, OnDamage, ReadOutcome, Stop};
+pub use view::{Backing, Disk, DiskFiles, LeftOver, OnDamage, ReadOutcome, Stop};

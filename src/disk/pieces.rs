@@ -7,7 +7,7 @@ use instar_abi::extent::Extent;
 use tracing::warn;
 
 use super::extent::{Piece, Place, checked};
-use super::view::{Disk, Stop};
+use super::view::{Backing, Disk, Stop};
 
 /// A window is doubled at most this many times, as long as the answers stay small.
 const WINDOW_DOUBLINGS_MAX: u32 = 6;
@@ -80,12 +80,12 @@ impl Disk {
     pub(super) fn nature(&self, at: u64) -> Result<(Nature, u64), Stop> {
         let piece = self.piece(at)?;
         let nature = match (piece.place, &self.backing) {
-            (Place::Hole, Some(backing)) if at < backing.size_bytes() => {
+            (Place::Hole, Backing::Disk(backing)) if at < backing.size_bytes() => {
                 let (nature, len) = backing.nature(at)?;
                 return Ok((nature, len.min(piece.len).min(backing.size_bytes() - at)));
             }
+            (Place::Hole, Backing::LeftOut) | (Place::Damaged(_), _) => Nature::Damaged,
             (Place::Zero | Place::Hole, _) => Nature::Zeros,
-            (Place::Damaged(_), _) => Nature::Damaged,
             _ => Nature::Data,
         };
         Ok((nature, piece.len))

@@ -24,6 +24,9 @@ const UNPACKED_BYTES: usize = 4 << 20;
 /// Cluster sizes of the format, as log2.
 const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
 
+/// What the kernel reads at once where it keeps what it has read.
+const PAGE_BYTES: u64 = 4096;
+
 /// What a read of a damaged range gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnDamage {
@@ -32,6 +35,18 @@ pub enum OnDamage {
     Eio,
     /// Zeros.
     Zero,
+}
+
+/// What shows where a disk has nothing allocated.
+#[derive(Debug, Clone, Default)]
+pub enum Backing {
+    /// Zeros.
+    #[default]
+    None,
+    /// Another disk, and zeros behind its end.
+    Disk(Arc<Disk>),
+    /// What nobody can tell: there is a disk, and it is not at hand.
+    LeftOut,
 }
 
 /// The files below a disk, by file index.
@@ -50,8 +65,12 @@ pub struct Disk {
     pub(super) window_bytes: u64,
     pub(super) doublings: AtomicU32,
     on_damage: OnDamage,
-    /// What unallocated ranges show; zeros where there is none, and behind its end.
-    pub(super) backing: Option<Arc<Disk>>,
+    /// What unallocated ranges show.
+    pub(super) backing: Backing,
+    /// Bytes of the smallest part that is mapped by itself, here or in a backing disk.
+    unit_bytes: u64,
+    /// Damage is known of, here or in a backing disk.
+    is_suspect: bool,
     pub(super) health: Health,
     /// Bytes that are data, once somebody wants to know.
     pub(super) data_bytes: OnceLock<u64>,
@@ -62,6 +81,8 @@ pub struct Disk {
 pub enum Stop {
     /// The bytes cannot be told.
     Damaged(Problem),
+    /// Nothing is allocated for them here, and what is below was left out.
+    LeftOut,
     /// An encrypted cluster.
     Encrypted,
     /// A file below failed, or has become too short.
@@ -118,7 +139,9 @@ impl Disk {
             window_bytes: WINDOW_CLUSTERS << cluster_bits,
             doublings: AtomicU32::new(0),
             on_damage: OnDamage::default(),
-            backing: None,
+            backing: Backing::None,
+            unit_bytes: cluster_bytes,
+            is_suspect: false,
             data_bytes: OnceLock::new(),
             health: Health::default(),
         }
@@ -131,11 +154,32 @@ impl Disk {
         self
     }
 
-    /// The same disk over a backing disk, whose bytes show where this one has nothing allocated.
+    /// The same disk over what shows where this one has nothing allocated.
     #[must_use]
-    pub fn over(mut self, backing: Option<Arc<Disk>>) -> Self {
+    pub fn over(mut self, backing: Backing) -> Self {
+        if let Backing::Disk(below) = &backing {
+            self.unit_bytes = self.unit_bytes.min(below.unit_bytes);
+            self.is_suspect |= below.is_suspect;
+        }
+        self.is_suspect |= matches!(backing, Backing::LeftOut);
         self.backing = backing;
         self
+    }
+
+    /// The same with what is known of its own image: bytes of the smallest part that is mapped by itself, and whether
+    /// there is damage. To be said before [`Disk::over`].
+    #[must_use]
+    pub fn made_of(mut self, unit_bytes: u64, is_damaged: bool) -> Self {
+        self.unit_bytes = unit_bytes;
+        self.is_suspect = is_damaged;
+        self
+    }
+
+    /// Whether a place that cannot be read may share a page of memory with one that can, so that reads by whole pages
+    /// would lose the one with the other.
+    #[must_use]
+    pub fn splits_pages(&self) -> bool {
+        self.unit_bytes < PAGE_BYTES && (self.is_suspect || self.health.has_bad_clusters())
     }
 
     /// The same disk with another policy.
@@ -170,7 +214,7 @@ impl Disk {
         if let Some(stop) = &outcome.stopped {
             self.health.count(stop.event());
             let at = offset.saturating_add(outcome.filled as u64);
-            if matches!(stop, Stop::Damaged(_) | Stop::Io(_)) {
+            if matches!(stop, Stop::Damaged(_) | Stop::LeftOut | Stop::Io(_)) {
                 self.health.note_bad(at - at % self.cluster_bytes);
             }
         }
@@ -210,7 +254,7 @@ impl Disk {
                 into.fill(0);
                 Ok(())
             }
-            Place::Damaged(problem) => self.read_damaged(at, problem, into, health),
+            Place::Damaged(problem) => self.read_lost(at, Stop::Damaged(problem), into, health),
             Place::Compressed { .. } => Err(Stop::Source),
             Place::Encrypted => Err(Stop::Encrypted),
         };
@@ -220,8 +264,11 @@ impl Disk {
     /// Reads what an unallocated range shows.
     fn read_hole(&self, at: u64, into: &mut [u8], health: &Health) -> ReadOutcome {
         let below = match &self.backing {
-            Some(backing) => backing.fill(at, into, health),
-            None => ReadOutcome::default(),
+            Backing::Disk(backing) => backing.fill(at, into, health),
+            Backing::None => ReadOutcome::default(),
+            Backing::LeftOut => {
+                return self.read_lost(at, Stop::LeftOut, into, health).map(|()| into.len()).into();
+            }
         };
         if below.stopped.is_some() {
             return below;
@@ -231,9 +278,9 @@ impl Disk {
         Ok(into.len()).into()
     }
 
-    fn read_damaged(&self, at: u64, problem: Problem, into: &mut [u8], health: &Health) -> Result<(), Stop> {
+    fn read_lost(&self, at: u64, why: Stop, into: &mut [u8], health: &Health) -> Result<(), Stop> {
         match self.on_damage {
-            OnDamage::Eio => Err(Stop::Damaged(problem)),
+            OnDamage::Eio => Err(why),
             OnDamage::Zero => {
                 health.count(Event::DamagedRead);
                 health.note_bad(at - at % self.cluster_bytes);
@@ -272,7 +319,7 @@ impl Disk {
                 None => Err(Stop::Source),
             },
             Err(Problem::ReadError) => Err(Stop::Io(io::ErrorKind::Other.into())),
-            Err(problem) => self.read_damaged(at, *problem, into, health),
+            Err(problem) => self.read_lost(at, Stop::Damaged(*problem), into, health),
         };
         let left_over = (is_new && cluster.is_ok()).then(|| self.left_over(at - skipped, payload, cluster));
         ReadOutcome { left_over: left_over.flatten(), ..done.map(|()| bytes).into() }
@@ -332,7 +379,7 @@ impl Stop {
     /// What it is counted as.
     pub(super) fn event(&self) -> Event {
         match self {
-            Self::Damaged(_) => Event::DamagedRead,
+            Self::Damaged(_) | Self::LeftOut => Event::DamagedRead,
             Self::Encrypted => Event::UnsupportedRead,
             Self::Io(_) => Event::IoError,
             Self::Source => Event::SourceError,

@@ -233,7 +233,7 @@ fn disk_over(backing_kinds: &[(ExtentKind, u64)]) -> Disk {
     let (backing, _) = disk_of(backing_kinds, 2 * CLUSTER + 100, 1 << 20);
     let kinds =
         [(ExtentKind::Data, 10), (ExtentKind::Hole, 0), (ExtentKind::Hole, 0), (ExtentKind::Data, 12)];
-    disk_of(&kinds, 4 * CLUSTER, 1 << 20).0.over(Some(Arc::new(backing)))
+    disk_of(&kinds, 4 * CLUSTER, 1 << 20).0.over(Backing::Disk(Arc::new(backing)))
 }
 
 #[test]
@@ -258,5 +258,36 @@ fn read_of_damage_in_the_backing_disk_is_counted_where_the_reader_is() {
     assert_eq!(bytes.len(), 1024);
     assert!(matches!(stopped, Some(Stop::Damaged(Problem::L2EntryPastEof))));
     assert_eq!(disk.health().counts().damaged_reads, 1);
-    assert_eq!(disk.backing.as_ref().unwrap().health().counts().damaged_reads, 0);
+    let Backing::Disk(backing) = &disk.backing else { panic!("it lies over a disk") };
+    assert_eq!(backing.health().counts().damaged_reads, 0);
+}
+
+#[test]
+fn read_of_a_hole_over_what_is_left_out_is_damage_and_never_zeros() {
+    let kinds = [(ExtentKind::Data, 1), (ExtentKind::Hole, 0), (ExtentKind::Zero, 0)];
+    let disk = || disk_of(&kinds, 3 * CLUSTER, 1 << 20).0.over(Backing::LeftOut);
+    let left_out = disk();
+    let (bytes, stopped) = outcome(&left_out, 0, 3 * 512);
+    assert_eq!(bytes, file_bytes(64)[512..1024]);
+    assert!(matches!(stopped, Some(Stop::LeftOut)));
+    assert_eq!(outcome(&left_out, 2 * CLUSTER, 512).0, [0; 512]);
+    let damaged = left_out.survey().damaged;
+    assert!(damaged.len() == 1 && damaged[0] == (CLUSTER..2 * CLUSTER), "{damaged:?}");
+    assert_eq!(left_out.health().counts().damaged_reads, 1);
+    let as_zeros = disk().on_damage(OnDamage::Zero);
+    assert_eq!(outcome(&as_zeros, CLUSTER, 512).0, [0; 512]);
+    assert_eq!(as_zeros.health().counts().damaged_reads, 1);
+}
+
+#[test]
+fn disk_splits_pages_where_damage_is_smaller_than_they_are() {
+    let disk = |unit_bytes, is_damaged| disk_of(&[], CLUSTER, 0).0.made_of(unit_bytes, is_damaged);
+    assert!(disk(512, true).splits_pages());
+    assert!(!disk(512, false).splits_pages() && !disk(4096, true).splits_pages());
+    let over = disk(65_536, false).over(Backing::Disk(Arc::new(disk(2048, true))));
+    assert!(over.splits_pages(), "what is below shows through");
+    let (found, _) = disk_of(&[(ExtentKind::Damaged, 0)], CLUSTER, 1 << 20);
+    assert!(!found.splits_pages());
+    outcome(&found, 0, 1);
+    assert!(found.splits_pages(), "a read has found damage");
 }

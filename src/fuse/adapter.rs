@@ -127,7 +127,12 @@ fn give_attribute(value: &[u8], size: u32, reply: ReplyXattr) {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        for wanted in [InitFlags::FUSE_ASYNC_DIO, InitFlags::FUSE_PARALLEL_DIROPS] {
+        let wanted = [
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+        ];
+        for wanted in wanted {
             if let Err(missing) = config.add_capabilities(wanted) {
                 tracing::debug!(?missing, "the kernel's FUSE does not know a capability");
             }
@@ -160,6 +165,10 @@ impl Filesystem for Adapter {
 
     fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         let flags = match self.content(ino) {
+            // Past the page cache, which would lose a whole page.
+            Ok(Content::Disk { disk, .. }) if disk.splits_pages() => {
+                FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH
+            }
             Ok(Content::Disk { .. }) => FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
             // Its length may change between two looks.
             Ok(Content::Document(_)) => FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH,

@@ -8,7 +8,7 @@ use crate::disk::Stop;
 pub(super) fn of_stop(stop: &Stop) -> Errno {
     match stop {
         // What a disk says of a sector that it cannot read: file systems and rescue tools know how to go on.
-        Stop::Damaged(_) => Errno::EIO,
+        Stop::Damaged(_) | Stop::LeftOut => Errno::EIO,
         // The bytes are there and sound, so that a rescue tool must not take them for lost.
         Stop::Encrypted => Errno::EOPNOTSUPP,
         // The cause is in the log; readers of a disk know EIO, and may not know what else an NFS or an overlay

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use instar_abi::choice::Decision;
 use instar_abi::finding::{Finding, Owner};
 use instar_abi::problem::{Disposition, Problem, Severity, Tier};
-use instar_abi::summary::{Outcome, Summary};
+use instar_abi::summary::{Outcome, Summary, feature};
 
 use super::collect::Collector;
 use super::names::Names;
@@ -16,6 +16,9 @@ use crate::heal::{Ending, PlanFacts};
 use crate::history::Recurring;
 use crate::sandbox::CageKind;
 use crate::sandbox::observer::RunStats;
+
+/// Parts of a cluster that an extended L2 entry maps one by one.
+const SUBCLUSTERS: u64 = 32;
 
 /// What a check came to, in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -207,6 +210,19 @@ impl CheckReport {
         let exit = self.verdict().exit();
         let repaired = self.fixed() != (0, 0);
         if exit == Exit::Consistent && repaired && detailed { Exit::Repaired } else { exit }
+    }
+
+    /// Whether nothing is wrong that could keep guest bytes from being read right.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        matches!(self.verdict(), Verdict::Consistent | Verdict::Leaks)
+    }
+
+    /// Bytes of the smallest part of the disk that is mapped by itself; 0 where the header did not tell.
+    #[must_use]
+    pub fn unit_bytes(&self) -> u64 {
+        let parts = if self.summary.features & feature::EXTENDED_L2 == 0 { 1 } else { SUBCLUSTERS };
+        self.cluster_bytes().unwrap_or(0) / parts
     }
 
     /// Bytes of a cluster, where the header told.

@@ -8,6 +8,7 @@
 pub mod builder;
 pub mod damage;
 pub mod disk;
+pub mod failing;
 pub mod fields;
 pub mod image;
 pub mod mendable;
@@ -17,5 +18,6 @@ pub mod program;
 pub mod raw;
 pub mod reading;
 pub mod reference;
+pub mod scene;
 pub mod soak;
 pub mod tools;

@@ -2,7 +2,7 @@
 //!
 //! Invariant: the chain is followed once, at the mount, and every member stays open and locked for reading as long as
 //! the mount lives. A chain that is not whole is not served: what lies under a missing member is unknown, and zeros in
-//! its place would be taken for data.
+//! its place would be taken for data. Where the user leaves a member out, its place is damaged.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -18,8 +18,8 @@ use super::super::options::{CageArgs, MountOptions};
 use super::super::say;
 use super::error::MountError;
 use super::{EXTENT_CACHE_BYTES, Sources, UNPACKED_BYTES};
-use crate::chain::{self, CageDescriber, Chain, Format, Member};
-use crate::disk::{Disk, DiskFiles, RawFile, SharedSource, Unpacker};
+use crate::chain::{self, CageDescriber, Chain, ChainProblem, Format, Member};
+use crate::disk::{Backing, Disk, DiskFiles, RawFile, SharedSource, Unpacker};
 use crate::error::Error;
 use crate::image::ImageHandle;
 use crate::report::{CheckReport, Verdict, Watch, escape_path, headline};
@@ -32,8 +32,8 @@ const RAW_CLUSTER_BITS: u32 = 16;
 /// The members below an image.
 #[derive(Debug, Default)]
 pub struct Below {
-    /// The nearest of them, over all others; `None` for an image that has nothing below it.
-    pub disk: Option<Arc<Disk>>,
+    /// The nearest of them, over all others.
+    pub backing: Backing,
     /// How often the cage of each QCOW2 member was started anew.
     pub restarts: Vec<Arc<AtomicU64>>,
     /// A member has corruptions, or could not be looked at as a whole.
@@ -66,9 +66,14 @@ impl Below {
         let below = &chain.members[1..];
         let share = below.len().max(1);
         let mut all = Self::default();
+        if chain.is_cut() {
+            all.backing = Backing::LeftOut;
+            all.is_damaged = true;
+            say_left_out(&chain);
+        }
         for member in below.iter().rev() {
             let disk = all.member_disk(options, member, share)?.on_damage(options.on_damage.into());
-            all.disk = Some(Arc::new(disk.over(all.disk.take())));
+            all.backing = Backing::Disk(Arc::new(disk.over(std::mem::take(&mut all.backing))));
         }
         all.chain = Some(chain);
         Ok(all)
@@ -93,15 +98,25 @@ impl Below {
             Format::Qcow2 => {
                 let (report, sources) = mapped(options, member)?;
                 self.restarts.extend(sources.restarts);
-                self.is_damaged |= !matches!(report.verdict(), Verdict::Consistent | Verdict::Leaks);
+                self.is_damaged |= !report.is_sound();
                 let source = sources.all[0].clone();
                 let (size_bytes, bits) = (report.summary.virtual_size, report.summary.cluster_bits);
                 let cluster_bytes = report.cluster_bytes().unwrap_or(0);
                 let unpacker = Unpacker::new(sources.all, cluster_bytes, UNPACKED_BYTES / share);
                 let disk =
                     Disk::new([Some(file), None, None, None], source, ACTIVE, size_bytes, bits, cache_bytes);
-                Ok(disk.with_unpacker(Arc::new(unpacker)))
+                Ok(disk.with_unpacker(Arc::new(unpacker)).made_of(report.unit_bytes(), !report.is_sound()))
             }
+        }
+    }
+}
+
+/// Tells which member has nothing below it that is served.
+fn say_left_out(chain: &Chain) {
+    for (position, problem) in &chain.problems {
+        if matches!(problem, ChainProblem::LeftOut) {
+            let image = escape_path(&chain.members[*position].path);
+            say::to_person(&format!("warning: {image}: {problem}"));
         }
     }
 }

@@ -8,7 +8,7 @@ use instar_abi::finding::ACTIVE;
 use super::below::Below;
 use super::snapshots::Snapshot;
 use super::{EXTENT_CACHE_BYTES, Sources, UNPACKED_BYTES};
-use crate::disk::{Disk, DiskFiles, OnDamage, Unpacker};
+use crate::disk::{Backing, Disk, DiskFiles, OnDamage, Unpacker};
 use crate::report::CheckReport;
 use crate::sandbox::job::Job;
 
@@ -45,7 +45,8 @@ impl Disks {
         let disk = |snapshot, size_bytes, cache_bytes| {
             let (files, source) = (files.clone(), source.clone());
             let disk = Disk::new(files, source, snapshot, size_bytes, summary.cluster_bits, cache_bytes);
-            Arc::new(disk.with_unpacker(unpacker.clone()).over(below.disk.clone()).on_damage(on_damage))
+            let disk = disk.with_unpacker(unpacker.clone()).made_of(report.unit_bytes(), !report.is_sound());
+            Arc::new(disk.over(below.backing.clone()).on_damage(on_damage))
         };
         let share_bytes = EXTENT_CACHE_BYTES / snapshots.len().max(1);
         let with_disk = |snapshot: Snapshot| {
@@ -55,7 +56,7 @@ impl Disks {
         Self {
             active: disk(ACTIVE, summary.virtual_size, EXTENT_CACHE_BYTES),
             snapshots: snapshots.into_iter().map(with_disk).collect(),
-            has_below: below.disk.is_some(),
+            has_below: !matches!(below.backing, Backing::None),
             restarts,
         }
     }

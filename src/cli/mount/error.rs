@@ -65,9 +65,10 @@ impl MountError {
             Self::Chain { problem: ChainProblem::FormatUnstated, .. } => {
                 Some("say what it is with --backing-format=qcow2 or --backing-format=raw")
             }
-            Self::Chain { .. } | Self::Member { .. } => {
-                Some("instar check --chain tells of every member that can be reached")
-            }
+            Self::Chain { .. } | Self::Member { .. } => Some(
+                "instar check --chain tells of every member that can be reached; --backing=none serves what the image \
+                 itself holds",
+            ),
             Self::Background(_) => Some("-f stays in the foreground"),
             Self::Session(_) | Self::Signals(_) | Self::Command(_) | Self::Folder(_) | Self::NoPoint => None,
         }

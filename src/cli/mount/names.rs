@@ -14,7 +14,7 @@ use crate::disk::Disk;
 use crate::error::Error;
 use crate::fuse::{Content, MountPoint, ROOT, Tree};
 use crate::image::ImageHandle;
-use crate::report::{self, CheckReport, Verdict};
+use crate::report::{self, CheckReport};
 
 /// Readable for the user who mounted; for others if the image is.
 const FILE_MODE: u16 = 0o400;
@@ -66,8 +66,7 @@ impl Shown<'_> {
     fn folder(self, active: Content, known: Known) -> Result<Tree, Error> {
         let json = serde_json::to_vec_pretty(&report::check_json(self.report)).map_err(Error::Json)?;
         let name = raw_name(self.image.path());
-        let is_clean =
-            self.is_clean_below && matches!(self.report.verdict(), Verdict::Consistent | Verdict::Leaks);
+        let is_clean = self.is_clean_below && self.report.is_sound();
         let map = |disk: &Arc<Disk>| Content::Document(Arc::new(DamageMap::new(disk.clone(), is_clean)));
         let watched = watched(&self.disks, known, name.to_string_lossy().into_owned());
         let mut tree = Tree::new(Content::Directory);
