@@ -145,7 +145,7 @@ fn killed_caller_leaves_no_mount() {
 fn disk_that_stays_in_use_is_detached_and_said_so() {
     need_mounts!();
     let scene = Scene::new();
-    let output = scene.run("sleep 30 <\"$INSTAR_DISK\" >/dev/null 2>&1 & echo $!");
+    let output = scene.run("exec 3<\"$INSTAR_DISK\"; sleep 30 >/dev/null 2>&1 & echo $!");
     let sleeper: i32 = tools::stdout(&output).trim().parse().expect("a process");
     let said = tools::stderr(&output);
     kill_process(Pid::from_raw(sleeper).expect("a process"), Signal::KILL).expect("it is there");
