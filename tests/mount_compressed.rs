@@ -12,6 +12,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use support::program::cages;
 use support::tools::{self, must};
@@ -171,6 +172,30 @@ fn read_anywhere(packed: &Packed, mount: &Mount, seed: u64) {
         file.read_exact_at(&mut got, offset as u64).unwrap();
         assert_same(&got, &packed.expected[offset..offset + len], "anywhere");
     }
+}
+
+#[test]
+fn part_of_a_cluster_that_is_read_leaves_all_of_it_in_the_page_cache() {
+    need!(tools::fuse(), tools::qemu(), tools::program("fincore"));
+    let packed = Packed::new("zlib", 65_536);
+    let mount = packed.mount(cages()[0]);
+    let file = File::open(mount.raw()).unwrap();
+    // No readahead: what comes into the page cache besides the page that is read was put there by the server.
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random).unwrap();
+    let at = 5 * 65_536;
+    file.read_exact_at(&mut [0; 4096], at as u64 + 8192).unwrap();
+    let cached = || {
+        let told = must(Command::new("fincore").args(["-b", "-n", "-o", "PAGES"]).arg(mount.raw()));
+        tools::stdout(&told).trim().parse::<u64>().unwrap()
+    };
+    let began = Instant::now();
+    while cached() < 16 && began.elapsed() < Duration::from_secs(20) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(cached(), 16, "pages of one cluster");
+    let mut got = vec![0xee; 65_536];
+    file.read_exact_at(&mut got, at as u64).unwrap();
+    assert_same(&got, &packed.expected[at..at + 65_536], "from the page cache");
 }
 
 #[test]
