@@ -172,6 +172,7 @@ fn readme_and_documents_link_to_files_that_are_there() {
         "CHANGELOG.md",
         "docs/design.md",
         "docs/guide.md",
+        "docs/map-and-dump.md",
         "docs/comparison.md",
         "docs/threat-model.md",
     ] {

@@ -6,7 +6,7 @@ use super::inspect::Inspector;
 use super::memory::Memory;
 use super::options::{CheckArgs, ExitCodes, OutputFormat, StateArgs};
 use super::repair::{Repaired, Request, What};
-use super::{chain, repair, say};
+use super::{chain, page, repair, say};
 use crate::error::Error;
 use crate::exit::Exit;
 use crate::heal::{self, Pending};
@@ -26,8 +26,13 @@ pub fn run(args: &CheckArgs) -> Result<Exit, Error> {
     let request = request(args)?;
     let image = ImageHandle::open(&args.image, Mode::Read)?;
     let inspector = Inspector::new(&image, &args.cage, watch)?.with_deep(args.deep);
+    // Before anything is repaired: a page that cannot be written is no reason to stop half-way.
+    let page = args.html.as_deref().map(|path| page::begin(path, &image)).transpose()?;
     let report = examine(&image, &inspector, &request, &args.state)?.report;
     print(&report, args.output, HumanOptions { all: args.all, quiet: args.quiet })?;
+    if let Some(page) = page {
+        page::write(page, &image, inspector, &report)?;
+    }
     Ok(report.exit(args.exit_code == ExitCodes::Detailed))
 }
 

@@ -25,6 +25,7 @@ pub mod memory;
 pub mod mount;
 pub mod options;
 pub mod output_file;
+pub mod page;
 pub mod picture;
 pub mod repair;
 pub mod say;

@@ -25,7 +25,8 @@ Examples:
   instar check --repair=leaks disk.qcow2     give leaked space back
   instar check --repair=all disk.qcow2       mend what can be mended for certain
   instar check --deep disk.qcow2             can its compressed clusters be read?
-  instar check --output=json disk.qcow2      the same for programs";
+  instar check --output=json disk.qcow2      the same for programs
+  instar check --html=disk.html disk.qcow2   the same with pictures, for a bug report";
 
 const MAP_EXAMPLES: &str = "\
 The image is checked first, and the exit codes are those of `instar check`.
@@ -148,6 +149,10 @@ pub struct CheckArgs {
     /// Print nothing but errors and warnings; the exit code tells the rest.
     #[arg(long, short)]
     pub quiet: bool,
+    /// Also write the report to FILE as a page for a browser, with pictures of file and disk. It needs no network
+    /// and runs no script. An earlier report is replaced, nothing else is.
+    #[arg(long, value_name = "FILE", conflicts_with = "chain")]
+    pub html: Option<PathBuf>,
     /// Write progress to this open file descriptor, one JSON object on a line.
     #[arg(long, value_name = "FD")]
     pub progress_fd: Option<u32>,

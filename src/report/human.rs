@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use instar_abi::call::TextKind;
 use instar_abi::choice::Decision;
-use instar_abi::finding::NONE;
+use instar_abi::finding::{NONE, Owner, Table};
 use instar_abi::problem::{Problem, Severity, Tier};
 use instar_abi::summary::Outcome;
 
@@ -161,17 +161,22 @@ fn write_finding(kept: &KeptFinding, names: &Names, out: &mut dyn Write) -> io::
         writeln!(out, "      {evidence}")?;
     }
     for owner in &kept.owners {
-        let table = instar_abi::finding::Table::from_u32(owner.table).map_or("unknown structure", table_name);
-        write!(out, "      used as {table} of the {}", disk_name(owner.snapshot, names))?;
-        if owner.guest_offset != NONE {
-            write!(out, ", guest byte {:#x}", owner.guest_offset)?;
-        }
-        if owner.entry_offset != NONE {
-            write!(out, ", by the entry at {:#x}", owner.entry_offset)?;
-        }
-        writeln!(out)?;
+        writeln!(out, "      {}", owner_text(owner, names))?;
     }
     Ok(())
+}
+
+/// Who uses the place of a finding.
+pub(super) fn owner_text(owner: &Owner, names: &Names) -> String {
+    let table = Table::from_u32(owner.table).map_or("unknown structure", table_name);
+    let mut text = format!("used as {table} of the {}", disk_name(owner.snapshot, names));
+    if owner.guest_offset != NONE {
+        text.push_str(&format!(", guest byte {:#x}", owner.guest_offset));
+    }
+    if owner.entry_offset != NONE {
+        text.push_str(&format!(", by the entry at {:#x}", owner.entry_offset));
+    }
+    text
 }
 
 fn write_guest_bytes(report: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
@@ -258,28 +263,37 @@ fn write_next(report: &CheckReport, options: HumanOptions, out: &mut dyn Write) 
     for tier in [Tier::Leaks, Tier::All] {
         writeln!(out, "  --repair={:<6} {}", tier_name(tier), Prospect::of(report, tier))?;
     }
+    match next_command(report) {
+        Some(command) => writeln!(out, "  next: {command}"),
+        None if report.repair.is_none() && !options.all => {
+            writeln!(out, "  next: instar check --all {image}")
+        }
+        None => Ok(()),
+    }
+}
+
+/// The command that goes on from here, where there is something to cure or to carry out.
+pub(super) fn next_command(report: &CheckReport) -> Option<String> {
+    let image = escape_path(&report.image);
     if let Some(repair) = &report.repair {
-        return match &repair.plan_file {
-            Some(path) => writeln!(out, "  next: instar check --apply-plan {} {image}", escape_path(path)),
-            None => Ok(()),
-        };
+        let plan = repair.plan_file.as_ref()?;
+        return Some(format!("instar check --apply-plan {} {image}", escape_path(plan)));
     }
     let cured = |tier| Prospect::of(report, tier).cured;
     if let Some(field) = report.choices().find(|decision| decision.restores()) {
         let option = option_of(field);
-        return writeln!(out, "  next: instar check --repair=all --decide {option} --preview {image}");
+        return Some(format!("instar check --repair=all --decide {option} --preview {image}"));
     }
     if report.summary.outcome != Outcome::Complete as u32 {
-        return writeln!(out, "  next: instar info {image}");
+        return Some(format!("instar info {image}"));
     }
     if cured(Tier::All) > cured(Tier::Leaks) {
-        writeln!(out, "  next: instar check --repair=all --preview {image}")?;
+        Some(format!("instar check --repair=all --preview {image}"))
     } else if cured(Tier::Leaks) > 0 {
-        writeln!(out, "  next: instar check --repair=leaks {image}")?;
-    } else if !options.all {
-        writeln!(out, "  next: instar check --all {image}")?;
+        Some(format!("instar check --repair=leaks {image}"))
+    } else {
+        None
     }
-    Ok(())
 }
 
 fn write_sandbox(facts: &SandboxFacts, out: &mut dyn Write) -> io::Result<()> {
