@@ -79,27 +79,29 @@ fn serve_for(
     let ended = relay.run(
         Command::new(SHELL).arg("-c").arg(command).env(DISK_VARIABLE, disk).env(FOLDER_VARIABLE, &place.path),
     );
-    unmount(&place.path).map_err(MountError::Session)?;
-    await_end(&mut server).map_err(MountError::Background)?;
+    if unmount(&place.path).map_err(MountError::Session)? {
+        await_end(&mut server).map_err(MountError::Background)?;
+    }
     ended
 }
 
-/// Unmounts, with patience for users that are about to close the disk. One that does not keeps it, detached.
-fn unmount(path: &Path) -> Result<(), SessionError> {
+/// Unmounts, with patience for users that are about to close the disk. One that does not keeps it, detached: then the
+/// answer is false.
+fn unmount(path: &Path) -> Result<bool, SessionError> {
     let unmounter = Unmounter::new(path.to_owned());
     let began = Instant::now();
     loop {
         match unmounter.unmount(false) {
-            Ok(()) => return Ok(()),
+            Ok(()) => return Ok(true),
             // The server, or the command, may have done it.
-            Err(_) if !is_mount_root(path).unwrap_or(true) => return Ok(()),
+            Err(_) if !is_mount_root(path).unwrap_or(true) => return Ok(true),
             Err(SessionError::Unmount { source, .. }) if source.kind() == io::ErrorKind::ResourceBusy => {
                 if began.elapsed() > BUSY_MAX {
                     say::to_person(
                         "warning: something that the command started still uses the disk, which is served until \
                          it is closed",
                     );
-                    return unmounter.unmount(true);
+                    return unmounter.unmount(true).map(|()| false);
                 }
                 std::thread::sleep(LOOK);
             }
