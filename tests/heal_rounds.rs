@@ -110,6 +110,14 @@ fn plan_that_breaks_a_rule_of_the_guard_is_dropped() {
 }
 
 #[test]
+fn plan_that_is_too_large_is_told_as_that_and_nothing_is_written() {
+    let machine = Machine::new(damaged());
+    let error = repair(&machine, Mischief::Sprawls).unwrap_err();
+    assert_eq!(error.ending(), Ending::TooLarge, "{error:?}");
+    assert_untouched(&machine, &damaged());
+}
+
+#[test]
 fn leaks_alone_are_freed_without_a_guard_and_the_leaks_tier_may_not_have_one() {
     let mut image = vec![b'x'; 2000];
     image[GUARD..GUARD + 8].fill(b'-');

@@ -87,6 +87,9 @@ endings! {
         "the last repair was undone: every byte is as it was before"; ""
     BadPlan "bad-plan" Failed
         "the plan broke its own rules and was dropped, nothing was written"; "report it with the image's metadata"
+    TooLarge "too-large" Failed
+        "the repair would have to write more than one plan may hold, nothing was written";
+        "copy what can be read with qemu-img convert, or from a mount, to a new image"
     Quarantined "quarantined" Failed
         "the planned repair did not pass its proof on a copy, nothing was written";
         "report it with the image's metadata; the image is as it was"

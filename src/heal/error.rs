@@ -177,6 +177,7 @@ impl HealError {
         match self {
             Self::InUse(_) => Ending::InUse,
             Self::Cage { .. } => Ending::CageFailed,
+            Self::BadPlan(error) if error.is_about_size() => Ending::TooLarge,
             Self::BadPlan(_) => Ending::BadPlan,
             Self::PlanForeign { .. } => Ending::PlanForeign,
             Self::Quarantined(_) => Ending::Quarantined,

@@ -9,6 +9,7 @@ use std::io;
 
 use super::error::HealError;
 use super::guard::Guard;
+use super::plan::PlanError;
 use super::resume;
 use super::side::SIDE_BYTES_MAX;
 use super::site::{Folder, SideFile, Site};
@@ -109,11 +110,8 @@ fn refuse_full_storage(staged: &Staged<'_>) -> Result<(), HealError> {
     let journal_bytes = journal::size_estimate(&staged.plan);
     let records_bytes = undo_bytes.saturating_add(journal_bytes).saturating_add(SLACK_BYTES);
     if undo_bytes > SIDE_BYTES_MAX || journal_bytes > SIDE_BYTES_MAX {
-        return Err(HealError::NoSpace {
-            path: site.folder().path_of(SideFile::Undo),
-            needed_bytes: undo_bytes.max(journal_bytes),
-            free_bytes: SIDE_BYTES_MAX,
-        });
+        let error = PlanError::TooMuch { what: "bytes of undo file or journal", limit: SIDE_BYTES_MAX };
+        return Err(HealError::BadPlan(error));
     }
     if growth_bytes > 0 {
         let free_bytes = site.room_to_grow().map_err(staged.context.storage("ask for free space"))?;

@@ -146,6 +146,13 @@ pub enum PlanError {
     Overlay(#[from] OverlayError),
 }
 
+impl PlanError {
+    /// Whether nothing is wrong with the plan but that there is too much of it.
+    pub(super) const fn is_about_size(&self) -> bool {
+        matches!(self, Self::TooMuch { .. } | Self::Overlay(OverlayError::Full { .. }))
+    }
+}
+
 impl Plan {
     /// A plan out of its parts, held against every rule that a recorded one is held against.
     ///

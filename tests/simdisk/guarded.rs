@@ -26,6 +26,9 @@ pub const RAISED: u8 = b'!';
 /// Bytes of a fresh cluster.
 const FRESH: usize = 512;
 
+/// More than the scope ranges of any plan.
+const TOO_MANY_RANGES: usize = (1 << 22) + 1;
+
 /// What the plan does besides its duty.
 #[allow(dead_code, reason = "each test program uses its own part of this")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +56,8 @@ pub enum Mischief {
     Blinds,
     /// Holds everything back.
     Withholds,
+    /// Names more places than a plan may have.
+    Sprawls,
 }
 
 /// Looks at guarded toy images.
@@ -229,6 +234,9 @@ impl Inspector for Guarded {
         observer: &mut dyn Observer,
     ) -> Result<Ran, SandboxError> {
         self.plans += 1;
+        if self.mischief == Mischief::Sprawls {
+            observer.scope(Cure::FixCounts, &vec![(0, 1); TOO_MANY_RANGES]);
+        }
         let bytes = bytes(&image)?;
         if self.mischief == Mischief::GuardsNothing && self.plans == 1 {
             self.raise(&bytes, observer);
