@@ -64,6 +64,10 @@ const KINDS_V2: &[(&str, Flavour)] = &[
     ("compressed-copied", Flavour::V2),
 ];
 
+/// Those that can be read stay.
+const GIVES_UP_SNAPSHOTS: &[Decision] =
+    &[Decision::KeepReadableSnapshots, Decision::FreeOrphanData, Decision::FreeOrphanTables];
+
 /// Recipes that wait for a decision, and decisions that are enough.
 const DECIDED: &[(&str, &[Decision])] = &[
     ("orphan-data", &[Decision::FreeOrphanData]),
@@ -77,7 +81,10 @@ const DECIDED: &[(&str, &[Decision])] = &[
     ("l2-entry-unaligned", &[Decision::UnmapLostData, Decision::FreeOrphanData]),
     ("l2-entry-overlaps-metadata", &[Decision::CopyOverlapping, Decision::FreeOrphanData]),
     ("l2-entry-overlaps-metadata", &[Decision::UnmapOverlapping, Decision::FreeOrphanData]),
+    ("compressed-overlaps-metadata", &[Decision::UnmapOverlapping, Decision::FreeOrphanData]),
     ("bitmap-entry", &[Decision::DropBitmaps]),
+    ("snapshot-table-truncated", GIVES_UP_SNAPSHOTS),
+    ("header-snapshots-count", GIVES_UP_SNAPSHOTS),
     (
         "header-snapshots-offset",
         &[Decision::DropSnapshots, Decision::FreeOrphanData, Decision::FreeOrphanTables],

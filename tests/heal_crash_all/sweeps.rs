@@ -102,6 +102,13 @@ impl Act {
         self.plan.plan.guard().is_some()
     }
 
+    /// Whether the user keeps fewer disks than can be read in part.
+    fn gives_up_snapshots(&self) -> bool {
+        [Decision::DropSnapshots, Decision::KeepReadableSnapshots]
+            .iter()
+            .any(|one| self.scene.decisions.has(*one))
+    }
+
     /// Whether a header field is restored, without which nothing can be read.
     fn restores(&self) -> bool {
         self.plan.plan.steps().iter().any(|step| step.cure == Cure::RestoreHeader)
@@ -142,6 +149,9 @@ impl Act {
                 is_alike(&now, before) || is_alike(&now, &self.after),
                 "{what}: a part of a header field"
             );
+        } else if self.gives_up_snapshots() {
+            let [old, new] = [before, &now].map(|bytes| reading::disks(bytes).swap_remove(0));
+            assert_eq!(old.lost(&new), None, "{what}");
         } else if !is_whole {
             reading::compare(&self.scene.healthy, before, &now)
                 .unwrap_or_else(|lost| panic!("{what}: {lost}"));
