@@ -89,6 +89,7 @@ const DECIDED: &[(&str, &[Decision])] = &[
         "header-snapshots-offset",
         &[Decision::DropSnapshots, Decision::FreeOrphanData, Decision::FreeOrphanTables],
     ),
+    ("header-snapshots-count", &[Decision::KeepReadableSnapshots]),
     ("header-magic", &[Decision::RestoreMagic]),
     ("header-version", &[Decision::RestoreVersion]),
     ("header-cluster-bits", &[Decision::RestoreClusterBits]),
