@@ -71,7 +71,7 @@ fuzz: ## hostile images for T seconds (default 60); needs the nightly toolchain
 
 soak: ## the property tests with CASES cases each (default 5000), and CUTS power cuts (default 50) for each tier
 	@scripts/need qemu-img=qemu-utils qemu-io=qemu-utils mkfs.ext4=e2fsprogs debugfs=e2fsprogs python3=python3 cc=gcc
-	INSTAR_SOAK_CASES=$(or $(CASES),5000) $(CARGO) test --locked --test check_property --test heal_mixed --test heal_pairs
+	INSTAR_SOAK_CASES=$(or $(CASES),5000) $(CARGO) test --locked --test check_property --test heal_mixed --test mount_whole --test heal_pairs
 	$(CARGO) build --locked
 	tests/svm/powercut $(or $(CUTS),50) leaks
 	tests/svm/powercut $(or $(CUTS),50) all
