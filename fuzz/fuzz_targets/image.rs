@@ -1,8 +1,12 @@
-//! Whatever the bytes of an image are: every job ends without a panic, names only places that are there, and a
-//! repair of the leaks tier writes within its scope and leaves nothing to repair and nothing new to find.
+//! Whatever the bytes of an image are: every job ends without a panic, names only places that are there, a repair of
+//! the leaks tier writes within its scope and leaves nothing to repair and nothing new to find, and the rounds of the
+//! tier `all` write within their scopes and come to an end.
 #![no_main]
 
+#[path = "shared/memory.rs"]
 mod memory;
+#[path = "shared/mutate.rs"]
+mod mutate;
 
 use instar_abi::choice::Decisions;
 use instar_abi::extent::{Extent, ExtentKind, MapOp, MapRequest};
@@ -10,11 +14,15 @@ use instar_abi::finding::{ACTIVE, Finding};
 use instar_abi::problem::{Problem, Tier};
 use instar_abi::summary::{Outcome, Summary};
 use instar_qcow2::{check, describe, map, plan};
-use libfuzzer_sys::fuzz_target;
+use libfuzzer_sys::{fuzz_mutator, fuzz_target};
 use memory::Memory;
 
 /// Guest bytes asked for at most.
 const MAPPED_MAX: u64 = 64 << 20;
+/// Most rounds in which something may be proposed, as for the host.
+const ROUNDS_MAX: u32 = 12;
+/// No repair of an image of the fuzzer's sizes makes it this long.
+const GROWN_BYTES_MAX: usize = 64 << 20;
 
 fn checked(image: &[u8]) -> (Summary, Vec<Finding>) {
     let mut host = Memory::new(image);
@@ -48,6 +56,28 @@ fn repair(image: &[u8], before: &[Finding]) {
     }
     let (_, after) = checked(&healed);
     assert_better(before, &after);
+}
+
+/// Rounds of the tier `all`, each on what the ones before would leave, as the host asks for them.
+fn rounds(image: &[u8]) {
+    let mut now = image.to_vec();
+    for _ in 0..=ROUNDS_MAX {
+        let mut host = Memory::new(&now);
+        host.may_grow = true;
+        plan::run(&mut host, &plan::Options { tier: Tier::All, decisions: Decisions::default() });
+        if host.writes.is_empty() {
+            return;
+        }
+        for (offset, bytes) in &host.writes {
+            let start = usize::try_from(*offset).expect("an offset in memory");
+            assert!(start + bytes.len() <= GROWN_BYTES_MAX, "a write far behind the end: {offset:#x}");
+            if now.len() < start + bytes.len() {
+                now.resize(start + bytes.len(), 0);
+            }
+            now[start..start + bytes.len()].copy_from_slice(bytes);
+        }
+    }
+    panic!("the rounds come to no end");
 }
 
 fn mapped(image: &[u8], virtual_size: u64) {
@@ -95,6 +125,10 @@ fn inflate(image: &[u8], extents: &[Extent]) {
     map::serve(&mut host);
 }
 
+fuzz_mutator!(|data: &mut [u8], size: usize, size_max: usize, seed: u32| {
+    mutate::mutate(data, size, size_max, seed)
+});
+
 fuzz_target!(|image: &[u8]| {
     if image.is_empty() {
         return;
@@ -103,6 +137,7 @@ fuzz_target!(|image: &[u8]| {
     assert!(Outcome::from_u32(summary.outcome).is_some());
     describe::run(&mut Memory::new(image));
     repair(image, &findings);
+    rounds(image);
     if Outcome::from_u32(summary.outcome) == Some(Outcome::Complete) {
         mapped(image, summary.virtual_size);
     }

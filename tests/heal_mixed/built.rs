@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use proptest::test_runner::{TestCaseError, TestRunner};
 
-use crate::shapes::{Choice, choices, shape, shape_of};
+use crate::shapes::{choices, shape, shape_of};
 use crate::subject::{Subject, qemu_check};
 use crate::support::builder::{Shape, Step};
-use crate::support::{fields, soak, tools};
+use crate::support::{soak, tools};
 
 use instar_mount::heal::Ending;
 
@@ -34,19 +34,6 @@ fn large() -> impl Strategy<Value = Shape> {
     })
 }
 
-fn damage(shape: &Shape, choices: &[Choice]) -> Subject {
-    let built = shape.build();
-    let all = fields::all(&built.bytes);
-    let mut damaged = built.bytes.clone();
-    for choice in choices {
-        for (at, bytes) in choice.patch(&all, &damaged, 1 << shape.cluster_bits) {
-            let start = usize::try_from(at).unwrap();
-            damaged[start..start + bytes.len()].copy_from_slice(&bytes);
-        }
-    }
-    Subject { healthy: built.bytes, damaged, data_file: built.data_file }
-}
-
 fn judge(subject: &Subject, has_qemu: bool) -> Result<String, TestCaseError> {
     let mended = subject.mend().map_err(TestCaseError::fail)?;
     if mended.ending != Ending::Repaired || !has_qemu {
@@ -66,7 +53,7 @@ fn try_all(cases: u32, shapes: impl Strategy<Value = Shape>) -> Tally {
     let tally = RefCell::new(Tally::new());
     let has_qemu = tools::qemu().inspect_err(|reason| eprintln!("without QEMU's opinion: {reason}")).is_ok();
     let result = TestRunner::new(config).run(&(shapes, choices(1..4)), |(shape, choices)| {
-        let verdict = judge(&damage(&shape, &choices), has_qemu)?;
+        let verdict = judge(&Subject::damaged(&shape, &choices), has_qemu)?;
         *tally.borrow_mut().entry(verdict).or_default() += 1;
         Ok(())
     });

@@ -10,9 +10,10 @@ use instar_mount::heal::{
 use instar_mount::sandbox::observer::{Ignore, Observer};
 
 use crate::native::NativeInspector;
+use crate::shapes::Choice;
 use crate::simdisk::{Machine, Trouble};
-use crate::support::reading;
-use crate::support::tools;
+use crate::support::builder::Shape;
+use crate::support::{fields, reading, tools};
 
 /// A healthy image and what became of it.
 #[derive(Debug)]
@@ -45,6 +46,20 @@ impl Observer for Found {
 }
 
 impl Subject {
+    /// An image of this shape, changed in these ways one after the other.
+    pub fn damaged(shape: &Shape, choices: &[Choice]) -> Self {
+        let built = shape.build();
+        let all = fields::all(&built.bytes);
+        let mut damaged = built.bytes.clone();
+        for choice in choices {
+            for (at, bytes) in choice.patch(&all, &damaged, 1 << shape.cluster_bits) {
+                let start = usize::try_from(at).unwrap();
+                damaged[start..start + bytes.len()].copy_from_slice(&bytes);
+            }
+        }
+        Self { healthy: built.bytes, damaged, data_file: built.data_file }
+    }
+
     fn inspector(&self) -> NativeInspector {
         let data_file = self.data_file.clone();
         NativeInspector { data_file: data_file.map(|bytes| Site::image(&Machine::new(bytes))) }

@@ -5,7 +5,9 @@ use std::collections::VecDeque;
 use instar_abi::call::{DataRange, Phase, SnapshotRecord, TextKind};
 use instar_abi::extent::{Extent, MapOp, MapRequest};
 use instar_abi::finding::{Finding, Owner};
-use instar_abi::problem::{Cure, Problem};
+use instar_abi::cure::Cure;
+use instar_abi::problem::Problem;
+use instar_abi::region::Region;
 use instar_abi::region::Region;
 use instar_qcow2::host::{Host, Range};
 
@@ -19,6 +21,8 @@ pub struct Memory {
     pub writes: Vec<(u64, Vec<u8>)>,
     pub requests: VecDeque<MapRequest>,
     pub extents: Vec<Extent>,
+    /// Writes may lie behind the end of the file.
+    pub may_grow: bool,
     scope: Vec<(u64, u64)>,
     reports: usize,
 }
@@ -90,7 +94,7 @@ impl Host for Memory {
     fn stage(&mut self, offset: u64, bytes: &[u8]) {
         self.count();
         let end = offset + bytes.len() as u64;
-        assert!(end <= self.len(), "a write past the end of the file");
+        assert!(self.may_grow || end <= self.len(), "a write past the end of the file");
         assert!(
             self.scope.iter().any(|&(start, len)| start <= offset && end <= start + len),
             "a write out of its step's scope"
@@ -110,6 +114,16 @@ impl Host for Memory {
     fn region(&mut self, _: &Region) {}
 
     fn replace(&mut self, _: u64, _: &[u8]) {}
+
+    fn region(&mut self, region: &Region) {
+        self.count();
+        assert!(region.len > 0 && region.offset.checked_add(region.len).is_some_and(|end| end <= self.len()));
+    }
+
+    fn replace(&mut self, offset: u64, bytes: &[u8]) {
+        self.count();
+        assert!(offset + bytes.len() as u64 <= self.len(), "bytes in place of none");
+    }
 
     fn inflated(&mut self, clusters: &[Result<&[u8], Problem>]) {
         self.count();
