@@ -5,7 +5,7 @@
 CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
-.PHONY: help demo test check build fmt clippy deny docs docs-fresh manual deb test-deb bench fuzz soak test-svm clean
+.PHONY: help demo test check build fmt clippy deny docs docs-fresh manual deb test-deb bench fuzz soak soak-mount test-svm clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -75,6 +75,11 @@ soak: ## the property tests with CASES cases each (default 5000), and CUTS power
 	$(CARGO) build --locked
 	tests/svm/powercut $(or $(CUTS),50) leaks
 	tests/svm/powercut $(or $(CUTS),50) all
+
+soak-mount: ## mounts that are read, killed, damaged and healed for MINUTES (default 60), nothing left behind
+	@scripts/need qemu-img=qemu-utils qemu-io=qemu-utils fusermount3=fuse3 python3=python3 cc=gcc
+	$(CARGO) build --locked
+	tests/soak/mount $(or $(MINUTES),60)
 
 test-svm: ## the main job on real SVM semantics, in a small emulated machine
 	@scripts/need qemu-img=qemu-utils python3=python3 cc=gcc
