@@ -18,6 +18,7 @@ use crate::history::{HistoryError, Refusal};
 use crate::image::{HandleError, LockError, OpenError};
 use crate::report::{escape_message, escape_path};
 use crate::sandbox::error::SandboxError;
+use crate::sandbox::lockdown::LockdownError;
 
 /// Why a command failed.
 #[derive(Debug, Error)]
@@ -112,6 +113,9 @@ pub enum Error {
         #[source]
         source: tracing_subscriber::filter::ParseError,
     },
+    /// A right that is not needed could not be given up.
+    #[error(transparent)]
+    Lockdown(#[from] LockdownError),
     /// The result could not be printed.
     #[error("cannot print the result")]
     Output(#[source] io::Error),
@@ -157,6 +161,7 @@ impl Error {
             | Self::History(_)
             | Self::MountList(_)
             | Self::Metrics { .. }
+            | Self::Lockdown(_)
             | Self::Output(_)
             | Self::Json(_) => None,
         }
@@ -214,7 +219,7 @@ fn sandbox_hint(error: &SandboxError) -> Option<&'static str> {
             Some("the image may be made to do this; nothing was written, and nothing of it is to be trusted")
         }
         SandboxError::NotMappable { .. } => Some("instar check says more about the image"),
-        SandboxError::Failed { .. } | SandboxError::Host { .. } => None,
+        SandboxError::Failed { .. } | SandboxError::Lockdown(_) | SandboxError::Host { .. } => None,
     }
 }
 

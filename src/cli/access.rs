@@ -1,7 +1,7 @@
 //! Who may read what is mounted.
 //!
 //! Invariant: without these options nobody gets at the disk who could not read the image itself: the mount lets in its
-//! owner and root, and the files carry the image's read permissions. Letting others in takes two things that are asked
+//! owner, and the files carry the image's read permissions. Letting others in takes two things that are asked
 //! for apart, a mount that admits them and files that they may read. Nothing is ever writable.
 
 use clap::Args;
@@ -36,7 +36,7 @@ impl AccessArgs {
     /// Whom the mount lets in.
     #[must_use]
     pub fn admitted(&self) -> Admitted {
-        if self.allow_other { Admitted::Everybody } else { Admitted::OwnerAndRoot }
+        if self.allow_other { Admitted::Everybody } else { Admitted::Owner }
     }
 
     /// Gives the files the owner and the permissions that were asked for.

@@ -10,6 +10,7 @@ use clap::Parser;
 
 use crate::error::Error;
 use crate::exit::Exit;
+use crate::sandbox::lockdown;
 
 pub mod access;
 pub mod chain;
@@ -40,7 +41,10 @@ pub fn run<T: Parser>(name: &str, work: impl FnOnce(&T) -> Result<Exit, Error>) 
         Ok(options) => options,
         Err(exit) => return exit,
     };
-    match catch_unwind(AssertUnwindSafe(|| work(&options))) {
+    match catch_unwind(AssertUnwindSafe(|| {
+        lockdown::keep_memory_private()?;
+        work(&options)
+    })) {
         Ok(Ok(exit)) => exit,
         Ok(Err(error)) => {
             say::to_person(&format!("{name}: {}", error.explain()));

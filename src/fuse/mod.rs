@@ -5,13 +5,14 @@
 
 mod adapter;
 mod errno;
-mod helper;
+mod keeper;
 mod mountpoint;
 mod session;
 mod store;
 mod tree;
 
+pub use keeper::{Keeper, keep, keeper_of};
 pub use mountpoint::is_mount_root;
 pub use mountpoint::{MountPoint, MountPointError};
-pub use session::{Admitted, Mounted, SessionError, Unmounter};
+pub use session::{Admitted, Attached, Mounted, SessionError, Unmounter};
 pub use tree::{Content, Document, Node, ROOT, Tree};

@@ -1,26 +1,24 @@
 //! The life of one FUSE mount: from the mount call to the last request.
 //!
-//! Where it can be had, a helper process of the system (fusermount3) waits for this one to end and unmounts then,
-//! so that a killed server leaves no dead mount behind. It can be had as root with fusermount3 installed, and as
-//! another user if /etc/fuse.conf allows `user_allow_other`; fuser lets nobody in but root and the owner all the
-//! same. Elsewhere the mount works too, and only a kill leaves something to release by hand.
+//! Invariant: no thread that answers requests exists before [`Attached::start`], so that what a caller takes from its
+//! own thread between the two steps (rights, places in the file system) none of them has.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
-use rustix::mount::{UnmountFlags, unmount};
+use parking_lot::Mutex;
 use thiserror::Error;
 use tracing::debug;
 
 use super::adapter::Adapter;
-use super::helper::{Held, Reserved};
+use super::keeper::{Keeper, release};
 use super::mountpoint::MountPoint;
-use super::store;
+use super::store::{self, Stored};
 use super::tree::Tree;
 
 /// Threads that read requests: more than two were measured to get into each other's way.
@@ -72,66 +70,82 @@ pub enum SessionError {
 /// Whom a mount lets in. What they may read there is up to the files' permissions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admitted {
-    /// The user who mounted, and root where the system allows.
-    OwnerAndRoot,
+    /// The user who mounted.
+    Owner,
     /// Every user.
     Everybody,
+}
+
+/// A mount whose requests nobody answers yet.
+pub struct Attached {
+    session: Session<Adapter>,
+    stored: Stored,
+    path: PathBuf,
+    keeper: Keeper,
+}
+
+impl fmt::Debug for Attached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Attached").field("path", &self.path).finish_non_exhaustive()
+    }
 }
 
 /// A mount that answers.
 #[derive(Debug)]
 pub struct Mounted {
     session: BackgroundSession,
-    path: PathBuf,
-    auto_unmount: bool,
-    /// See [`super::helper`].
-    _held: Option<Held>,
+    unmounter: Unmounter,
 }
 
 /// Ends a mount from any thread.
 #[derive(Debug, Clone)]
 pub struct Unmounter {
     path: PathBuf,
+    /// Unmounts for a server, which cannot.
+    keeper: Option<Arc<Mutex<Keeper>>>,
 }
 
-impl Mounted {
-    /// Mounts a tree and waits for its first answer. `name` is what the system's list of mounts shows.
+impl Attached {
+    /// Mounts a tree. `name` is what the system's list of mounts shows; `keeper` was started for `point`.
+    ///
+    /// # Errors
+    /// [`SessionError::Mount`].
+    pub fn new(
+        tree: Tree,
+        point: &MountPoint,
+        name: &str,
+        admitted: Admitted,
+        keeper: Keeper,
+    ) -> Result<Self, SessionError> {
+        let path = point.path().to_path_buf();
+        let (storing, stored) = store::channel();
+        let session = Session::new(Adapter { tree: Arc::new(tree), storing }, &path, &config(name, admitted))
+            .map_err(|error| SessionError::Mount { path: path.clone(), source: on_one_line(error) })?;
+        Ok(Self { session, stored, path, keeper })
+    }
+
+    /// Starts to answer, and waits for the first answer. The threads that do are children of the calling one.
     ///
     /// # Errors
     /// [`SessionError::Mount`] and [`SessionError::Silent`].
-    pub fn new(tree: Tree, point: &MountPoint, name: &str, admitted: Admitted) -> Result<Self, SessionError> {
-        let path = point.path().to_path_buf();
-        let (storing, stored) = store::channel();
-        let adapter = Adapter { tree: Arc::new(tree), storing };
-        let reserved = Reserved::new();
-        let (session, auto_unmount) = open(&adapter, &path, name, admitted)
-            .map_err(|error| SessionError::Mount { path: path.clone(), source: on_one_line(error) })?;
-        let session = session.spawn().map_err(|source| SessionError::Mount { path: path.clone(), source })?;
-        drop(adapter);
-        stored
-            .start(session.notifier())
-            .map_err(|source| SessionError::Mount { path: path.clone(), source })?;
-        // Without it the mount works all the same.
-        let held = reserved.and_then(Reserved::hold).unwrap_or_else(|error| {
-            debug!(%error, "the helper's socket is not held");
-            None
-        });
-        let root =
-            fs::metadata(&path).map_err(|source| SessionError::Silent { path: path.clone(), source })?;
+    pub fn start(self) -> Result<Mounted, SessionError> {
+        let Self { session, stored, path, mut keeper } = self;
+        let mount = |source| SessionError::Mount { path: path.clone(), source };
+        let session = session.spawn().map_err(mount)?;
+        stored.start(session.notifier()).map_err(mount)?;
+        let silent = |source| SessionError::Silent { path: path.clone(), source };
+        let root = fs::metadata(&path).map_err(silent)?;
+        keeper.keep(root.dev()).map_err(silent)?;
         raise_readahead(root.dev());
-        Ok(Self { session, path, auto_unmount, _held: held })
+        Ok(Mounted { session, unmounter: Unmounter { path, keeper: Some(Arc::new(Mutex::new(keeper))) } })
     }
+}
 
-    /// True if the mount goes away with this process, however it ends.
-    #[must_use]
-    pub fn auto_unmount(&self) -> bool {
-        self.auto_unmount
-    }
-
+impl Mounted {
     /// What can end this mount.
     #[must_use]
     pub fn unmounter(&self) -> Unmounter {
-        Unmounter::new(self.path.clone())
+        self.unmounter.clone()
     }
 
     /// Serves until somebody unmounts.
@@ -139,8 +153,12 @@ impl Mounted {
     /// # Errors
     /// [`SessionError::Served`].
     pub fn wait(self) -> Result<(), SessionError> {
-        let path = self.path;
-        self.session.join().map_err(|source| SessionError::Served { path, source })
+        let Unmounter { path, keeper } = self.unmounter;
+        self.session.join().map_err(|source| SessionError::Served { path, source })?;
+        if let Some(Err(error)) = keeper.map(|keeper| keeper.lock().forget()) {
+            debug!(%error, "the keeper does not know of the end");
+        }
+        Ok(())
     }
 }
 
@@ -148,7 +166,7 @@ impl Unmounter {
     /// What ends the mount on `path`, which is absolute and without symbolic links.
     #[must_use]
     pub fn new(path: PathBuf) -> Self {
-        Self { path }
+        Self { path, keeper: None }
     }
 
     /// Unmounts. With `detach`, a mount in use goes from the tree of names at once, and is served until its last
@@ -157,25 +175,12 @@ impl Unmounter {
     /// # Errors
     /// [`SessionError::Unmount`], of the kind `ResourceBusy` if the mount is in use and `detach` is not set.
     pub fn unmount(&self, detach: bool) -> Result<(), SessionError> {
-        let flags = if detach { UnmountFlags::DETACH } else { UnmountFlags::empty() };
-        let done = match unmount(&self.path, flags | UnmountFlags::NOFOLLOW) {
-            Err(rustix::io::Errno::PERM) => fusermount(&self.path, detach),
-            other => other.map_err(io::Error::from),
+        let done = match &self.keeper {
+            Some(keeper) => keeper.lock().unmount(detach),
+            None => release(&self.path, detach),
         };
         done.map_err(|source| SessionError::Unmount { path: self.path.clone(), source })
     }
-}
-
-/// Unmounts as a user who is not root.
-fn fusermount(path: &Path, detach: bool) -> io::Result<()> {
-    let mode = if detach { "-uz" } else { "-u" };
-    let output = Command::new("fusermount3").arg(mode).arg("--").arg(path).stdin(Stdio::null()).output()?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    let kind = if said.contains("busy") { io::ErrorKind::ResourceBusy } else { io::ErrorKind::Other };
-    Err(io::Error::new(kind, said))
 }
 
 /// An error that repeats what fusermount3 said, without the end of its line.
@@ -184,24 +189,7 @@ fn on_one_line(error: io::Error) -> io::Error {
     if said.ends_with('\n') { io::Error::new(error.kind(), said.trim_end()) } else { error }
 }
 
-/// Mounts, with auto-unmount where it can be had; says whether it could.
-fn open(
-    adapter: &Adapter,
-    path: &Path,
-    name: &str,
-    admitted: Admitted,
-) -> io::Result<(Session<Adapter>, bool)> {
-    match Session::new(adapter.clone(), path, &config(name, admitted, true)) {
-        Ok(session) => Ok((session, true)),
-        Err(error) => {
-            debug!(%error, "no auto-unmount");
-            Session::new(adapter.clone(), path, &config(name, admitted, false))
-                .map(|session| (session, false))
-        }
-    }
-}
-
-fn config(name: &str, admitted: Admitted, auto_unmount: bool) -> Config {
+fn config(name: &str, admitted: Admitted) -> Config {
     let mut config = Config::default();
     config.mount_options = vec![
         MountOption::FSName(list_name(name)),
@@ -213,13 +201,9 @@ fn config(name: &str, admitted: Admitted, auto_unmount: bool) -> Config {
         // The server answers whoever asks; it is the kernel that holds users to the files' permissions.
         MountOption::DefaultPermissions,
     ];
-    if auto_unmount {
-        config.mount_options.push(MountOption::AutoUnmount);
-    }
     config.acl = match admitted {
         Admitted::Everybody => SessionACL::All,
-        Admitted::OwnerAndRoot if auto_unmount => SessionACL::RootAndOwner,
-        Admitted::OwnerAndRoot => SessionACL::Owner,
+        Admitted::Owner => SessionACL::Owner,
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     config.n_threads = Some(cores.min(THREADS_MAX));

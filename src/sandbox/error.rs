@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use super::lockdown::LockdownError;
+
 /// Why a cage gave no result.
 #[derive(Debug, Error)]
 pub enum SandboxError {
@@ -53,6 +55,9 @@ pub enum SandboxError {
         /// The problems that the inmate reported, by their ids.
         reason: String,
     },
+    /// The cage's thread could not give up its rights.
+    #[error(transparent)]
+    Lockdown(#[from] LockdownError),
     /// The host itself failed while serving (not an I/O error of the image: those are answers).
     #[error("cannot {action}")]
     Host {

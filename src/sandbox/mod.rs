@@ -12,6 +12,7 @@ pub mod error;
 pub mod job;
 mod kvm;
 pub mod limits;
+pub mod lockdown;
 mod memory;
 pub mod observer;
 mod payload;

@@ -2,7 +2,7 @@
 //!
 //! The cage lives on a thread of its own, because deadlines, a process cage's tie to its parent, and the
 //! hypervisor all hang on one thread. Between requests the inmate is stopped at its doorbell and costs its memory
-//! only.
+//! only. The thread has given up its rights before the cage is built.
 
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -17,6 +17,7 @@ use super::cage::{Cage, CageKind};
 use super::calls::{Reply, Served, Server};
 use super::error::SandboxError;
 use super::job::Job;
+use super::lockdown::{self, Narrowing};
 use super::observer::{Observer, RunStats};
 use super::payload::EMBEDDED;
 use super::run::{Built, SandboxChoice, build};
@@ -60,19 +61,27 @@ impl Resident {
         if job.kind != JobKind::Map {
             return Err(host("start a resident cage for another job than map", io::ErrorKind::InvalidInput));
         }
+        // The cage's thread cannot open it any more.
+        if choice != SandboxChoice::Process
+            && let Err(error) = super::kvm::device()
+        {
+            tracing::debug!(%error, "no hypervisor for a resident cage");
+        }
         let (requests, incoming) = channel();
         let (outgoing, replies) = channel();
         let (ready, started) = channel();
         let (job, elf) = (job.clone(), elf.to_vec());
         let live = move || {
-            let opened = open(&elf, &job, choice).map(|(built, server)| {
+            let opened = lockdown::give_up_rights_for_cage().map_err(SandboxError::from);
+            let opened = opened.and_then(|()| open(&elf, &job, choice)).map(|(built, server)| {
                 let Built { cage, kind, fallback } = built;
                 (cage, server, Started { kind, fallback })
             });
             match opened {
                 Ok((cage, server, started)) => {
+                    let kind = started.kind;
                     if ready.send(Ok(started)).is_ok() {
-                        serve(cage, server, &incoming, &outgoing);
+                        serve(cage, kind, server, &incoming, &outgoing);
                     }
                 }
                 // A caller that has gone away needs no reason.
@@ -249,12 +258,16 @@ fn to_idle(cage: &mut dyn Cage, server: &mut Server) -> Result<(), SandboxError>
 /// Answers requests until there are no more, or until one fails.
 fn serve(
     mut cage: Box<dyn Cage>,
+    kind: CageKind,
     mut server: Server,
     requests: &Receiver<Vec<MapRequest>>,
     replies: &Sender<Answered>,
 ) {
+    let mut narrowing = Narrowing::default();
     for request in requests {
-        let reply = server.ask(&request).and_then(|()| to_idle(&mut *cage, &mut server));
+        let narrowed = narrowing.when_serving(kind).map_err(SandboxError::from);
+        let reply =
+            narrowed.and_then(|()| server.ask(&request)).and_then(|()| to_idle(&mut *cage, &mut server));
         let reply = reply.and_then(|()| server.take_answer());
         let failed = reply.is_err();
         if replies.send((reply, server.stats())).is_err() || failed {

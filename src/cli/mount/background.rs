@@ -20,6 +20,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::exit::Exit;
+use crate::sandbox::lockdown;
 
 /// The hidden option that makes a server of a program.
 pub const SERVER_OPTION: &str = "--background-server";
@@ -36,6 +37,7 @@ impl Server {
     /// # Errors
     /// Where the program cannot be started.
     pub fn start(point: Option<&Path>) -> io::Result<Self> {
+        lockdown::pass_nothing_on()?;
         let mut arguments = std::env::args_os();
         let name = arguments.next().unwrap_or_else(|| "instar-mount".into());
         // The path would name another file if the program was replaced in the meantime.

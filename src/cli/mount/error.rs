@@ -47,6 +47,9 @@ pub enum MountError {
     /// Nowhere to mount on.
     #[error("no mount point is given")]
     NoPoint,
+    /// The process that unmounts could not be started.
+    #[error("cannot start the keeper of the mount")]
+    Keeper(#[source] io::Error),
     /// Signals cannot be caught.
     #[error("cannot wait for signals")]
     Signals(#[source] io::Error),
@@ -70,7 +73,12 @@ impl MountError {
                  itself holds",
             ),
             Self::Background(_) => Some("-f stays in the foreground"),
-            Self::Session(_) | Self::Signals(_) | Self::Command(_) | Self::Folder(_) | Self::NoPoint => None,
+            Self::Session(_)
+            | Self::Keeper(_)
+            | Self::Signals(_)
+            | Self::Command(_)
+            | Self::Folder(_)
+            | Self::NoPoint => None,
         }
     }
 }

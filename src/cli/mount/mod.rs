@@ -38,12 +38,12 @@ use crate::disk::{ExtentSource, OnDamage, Revived, SharedSource};
 use crate::error::Error;
 use crate::event;
 use crate::exit::Exit;
-use crate::fuse::{MountPoint, Mounted};
+use crate::fuse::{Attached, Keeper, MountPoint};
 use crate::image::{HandleError, ImageHandle, Mode};
 use crate::report::{self, CheckReport, HumanOptions, Verdict, Watch, escape_path};
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::job::Job;
-use crate::sandbox::{Resident, SandboxChoice};
+use crate::sandbox::{Resident, SandboxChoice, lockdown};
 
 /// Memory for the extents of one disk.
 const EXTENT_CACHE_BYTES: usize = 8 << 20;
@@ -102,6 +102,7 @@ fn serve(options: &MountOptions, point: &Path) -> Result<Exit, Error> {
         Ok(source) => source,
         Err(exit) => return Ok(exit),
     };
+    let cages = source.kind();
     let below = Below::open(options, &image, &examined.report)?;
     let snapshots = match &point {
         MountPoint::File(_) => Vec::new(),
@@ -114,8 +115,11 @@ fn serve(options: &MountOptions, point: &Path) -> Result<Exit, Error> {
     let mut tree = shown.tree(&point)?;
     options.access.put_on(&mut tree);
     let name = file_name(image.path());
-    let mounted = Mounted::new(tree, &point, &name.to_string_lossy(), options.access.admitted())
+    let keeper = Keeper::start(Path::new("/proc/self/exe"), &point).map_err(MountError::Keeper)?;
+    let attached = Attached::new(tree, &point, &name.to_string_lossy(), options.access.admitted(), keeper)
         .map_err(MountError::Session)?;
+    lockdown::give_up_rights()?;
+    let mounted = attached.start().map_err(MountError::Session)?;
     tracing::info!(
         event = event::MOUNTED.id,
         image = %escape_path(image.path()),
@@ -133,6 +137,7 @@ fn serve(options: &MountOptions, point: &Path) -> Result<Exit, Error> {
         mounted.unmounter().unmount(true).map_err(MountError::Session)?;
         return Err(MountError::Background(error).into());
     }
+    lockdown::serve_only(cages)?;
     ending.serve(mounted).map_err(MountError::Session)?;
     tracing::info!(event = event::UNMOUNTED.id, mountpoint = %escape_path(point.path()), "unmounted");
     Ok(Exit::Consistent)

@@ -9,7 +9,7 @@ mod task;
 mod vcpu;
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use instar_abi::boot::{BootPage, GATE_PORT};
 use instar_abi::layout::{
@@ -42,7 +42,7 @@ impl KvmCage {
     /// [`SandboxError::Unavailable`], saying which step failed.
     pub(super) fn new(payload: &Payload<'_>, mut boot: BootPage) -> Result<Self, SandboxError> {
         boot.gate = GATE_PORT;
-        let kvm = Kvm::new().map_err(kvm_failed("open /dev/kvm"))?;
+        let kvm = device().map_err(kvm_failed("open /dev/kvm"))?;
         let vm = kvm.create_vm().map_err(kvm_failed("create a virtual machine"))?;
         let memory = Arc::new(load(payload, &boot).map_err(unavailable("map the inmate's memory"))?);
         let tables = write_tables(payload, &boot).map_err(unavailable("map the inmate's page tables"))?;
@@ -61,7 +61,7 @@ impl KvmCage {
             unsafe { vm.set_user_memory_region(slot) }.map_err(kvm_failed("give memory to the machine"))?;
         }
         let vcpu = vm.create_vcpu(0).map_err(kvm_failed("create a vCPU"))?;
-        vcpu::prepare(&kvm, &vcpu, payload.entry).map_err(kvm_failed("set the vCPU's first state"))?;
+        vcpu::prepare(kvm, &vcpu, payload.entry).map_err(kvm_failed("set the vCPU's first state"))?;
         let alarm = Alarm::new().map_err(unavailable("make a timer for the vCPU's deadline"))?;
         Ok(Self { vcpu, _vm: vm, memory, _tables: tables, alarm })
     }
@@ -116,6 +116,16 @@ impl Cage for KvmCage {
         self.alarm.clear().map_err(timer)?;
         ended
     }
+}
+
+/// The hypervisor, opened once in a process: a server that has locked itself down can open nothing any more, and has to
+/// start cages anew all the same.
+///
+/// # Errors
+/// Why it could not be opened at the first call.
+pub(super) fn device() -> Result<&'static Kvm, kvm_ioctls::Error> {
+    static DEVICE: OnceLock<Result<Kvm, kvm_ioctls::Error>> = OnceLock::new();
+    DEVICE.get_or_init(Kvm::new).as_ref().map_err(|&error| error)
 }
 
 /// Maps the inmate's memory and copies payload and boot page into it.
