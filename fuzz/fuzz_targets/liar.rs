@@ -163,7 +163,8 @@ fuzz_mutator!(|data: &mut [u8], size: usize, size_max: usize, seed: u32| {
     if size <= SCRIPT_BYTES || seed % 4 == 0 {
         return libfuzzer_sys::fuzzer_mutate(data, size, size_max);
     }
-    SCRIPT_BYTES + mutate::mutate(&mut data[SCRIPT_BYTES..], size - SCRIPT_BYTES, size_max - SCRIPT_BYTES, seed)
+    SCRIPT_BYTES
+        + mutate::mutate(&mut data[SCRIPT_BYTES..], size - SCRIPT_BYTES, size_max - SCRIPT_BYTES, seed)
 });
 
 fuzz_target!(|data: &[u8]| {
@@ -171,7 +172,7 @@ fuzz_target!(|data: &[u8]| {
         return;
     }
     let (script, image) = data.split_at(SCRIPT_BYTES);
-    let mut host = || Liar::new(script, image);
+    let host = || Liar::new(script, image);
     check::run(&mut host(), &check::Options { deep: true, ..check::Options::default() });
     for tier in [Tier::Leaks, Tier::All] {
         plan::run(&mut host(), &plan::Options { tier, decisions: Decisions::default() });

@@ -3,11 +3,10 @@
 use std::collections::VecDeque;
 
 use instar_abi::call::{DataRange, Phase, SnapshotRecord, TextKind};
+use instar_abi::cure::Cure;
 use instar_abi::extent::{Extent, MapOp, MapRequest};
 use instar_abi::finding::{Finding, Owner};
-use instar_abi::cure::Cure;
 use instar_abi::problem::Problem;
-use instar_abi::region::Region;
 use instar_abi::region::Region;
 use instar_qcow2::host::{Host, Range};
 
@@ -110,10 +109,6 @@ impl Host for Memory {
         self.count();
         self.extents.push(*extent);
     }
-
-    fn region(&mut self, _: &Region) {}
-
-    fn replace(&mut self, _: u64, _: &[u8]) {}
 
     fn region(&mut self, region: &Region) {
         self.count();

@@ -33,7 +33,8 @@ fn word(image: &[u8], at: usize) -> Option<u64> {
 fn place(image: &[u8], dice: &mut Dice) -> usize {
     // The fields of the header that are offsets of tables: refcount table, L1 table, snapshots.
     let table = [48, 40, 64][dice.below(3)];
-    let within = |start: u64, dice: &mut Dice| (start & 0x00ff_ffff_ffff_fe00) as usize + dice.below(CLUSTER / 8) * 8;
+    let within =
+        |start: u64, dice: &mut Dice| (start & 0x00ff_ffff_ffff_fe00) as usize + dice.below(CLUSTER / 8) * 8;
     let root = word(image, table).map_or(0, |start| within(start, dice));
     match dice.below(8) {
         0 => dice.below(16) * 8,
