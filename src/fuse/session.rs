@@ -193,7 +193,8 @@ fn config(name: &str, admitted: Admitted) -> Config {
     let mut config = Config::default();
     config.mount_options = vec![
         MountOption::FSName(list_name(name)),
-        MountOption::Subtype("instar".into()),
+        // Spelled out, because fuser leaves its own option for this away where it mounts without fusermount3.
+        MountOption::CUSTOM("subtype=instar".into()),
         MountOption::RO,
         MountOption::NoDev,
         MountOption::NoSuid,
