@@ -35,7 +35,9 @@ struct Liar<'a> {
 
 impl<'a> Liar<'a> {
     fn new(script: &'a [u8], image: &[u8]) -> Self {
-        Self { honest: Memory::new(image), script, step: 0, requests_left: REQUESTS_MAX }
+        let mut honest = Memory::new(image);
+        honest.may_grow = true;
+        Self { honest, script, step: 0, requests_left: REQUESTS_MAX }
     }
 
     /// The script's next byte; it is read again and again.
