@@ -5,13 +5,11 @@
 //! was killed, and the keeper unmounts without an order: no dead mount is left behind. It never opens an image.
 //!
 //! Invariant: it unmounts nothing but the mount that the server named, known by its place and its device, so that a
-//! mount which somebody made there later stays. Which descriptor of a killed server is closed first does not matter:
+//! mount which somebody made there later, or over it, stays. Which descriptor of a killed server is closed first does not matter:
 //! the mount is detached whether or not the kernel has noticed that nobody serves it.
 
-use std::ffi::{OsStr, OsString};
-use std::fs;
+use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
@@ -21,6 +19,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::mountpoint::MountPoint;
+use super::mounts::{self, Listed};
 use crate::exit::Exit;
 use crate::sandbox::lockdown;
 
@@ -55,12 +54,12 @@ impl Keeper {
         Ok(Self { _process: process, orders, answers: BufReader::new(answers) })
     }
 
-    /// From now on the mount of this device number is to be kept.
+    /// From now on the mount of this device, by its major and minor number, is to be kept.
     ///
     /// # Errors
     /// A keeper that is gone.
-    pub(super) fn keep(&mut self, device: u64) -> io::Result<()> {
-        self.order(&format!("keep {}:{}", rustix::fs::major(device), rustix::fs::minor(device)))
+    pub(super) fn keep(&mut self, (major, minor): (u32, u32)) -> io::Result<()> {
+        self.order(&format!("keep {major}:{minor}"))
     }
 
     /// The mount has ended by itself; whatever is mounted there next is another one, even if it has the same number.
@@ -125,18 +124,27 @@ fn obey(point: &Path) -> io::Result<()> {
                 kept = Some(device.to_owned());
                 Ok(())
             }
-            _ if kept.is_none() => Err(io::ErrorKind::NotFound.into()),
             _ if order == "forget" => {
                 kept = None;
                 Ok(())
             }
-            _ => release(point, order == "detach"),
+            _ => release_kept(point, kept.as_deref(), order == "detach"),
         };
         answer(outcome)?;
     }
-    match kept {
-        Some(device) if is_there(point, &device)? => release(point, true),
-        _ => Ok(()),
+    match release_kept(point, kept.as_deref(), true) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
+}
+
+/// Unmounts what is kept, unless it is gone or something else would be unmounted in its place: `NotFound`.
+fn release_kept(point: &Path, kept: Option<&str>, detach: bool) -> io::Result<()> {
+    let list = mounts::all()?;
+    if kept.is_some_and(|device| is_on_top(&list, point, device)) {
+        release(point, detach)
+    } else {
+        Err(io::Error::new(io::ErrorKind::NotFound, "the mount is gone, or another one is on top of it"))
     }
 }
 
@@ -174,52 +182,28 @@ fn fusermount(path: &Path, detach: bool) -> io::Result<()> {
     Err(io::Error::new(kind, said))
 }
 
-/// Whether the list of mounts has this device at this place.
-fn is_there(point: &Path, device: &str) -> io::Result<bool> {
-    let mounts = fs::read("/proc/self/mountinfo")?;
-    Ok(mounts.split(|&byte| byte == b'\n').any(|line| is_mount(line, point, device)))
-}
-
-/// Whether a line of mountinfo is about this device at this place.
-fn is_mount(line: &[u8], point: &Path, device: &str) -> bool {
-    let mut fields = line.split(|&byte| byte == b' ').skip(2);
-    fields.next() == Some(device.as_bytes())
-        && fields.nth(1).is_some_and(|place| OsStr::from_bytes(&unescape(place)) == point.as_os_str())
-}
-
-/// The list of mounts has `\ooo` for bytes that would split its fields.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut plain = Vec::new();
-    let mut rest = field;
-    while let [first, after @ ..] = rest {
-        let octal = after.get(..3).filter(|_| *first == b'\\').and_then(|digits| str::from_utf8(digits).ok());
-        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(byte) => {
-                plain.push(byte);
-                rest = &after[3..];
-            }
-            None => {
-                plain.push(*first);
-                rest = after;
-            }
-        }
-    }
-    plain
+/// Whether, in this list, the mount of this device is the one at this place that an unmount would take.
+fn is_on_top(list: &[Listed], point: &Path, device: &str) -> bool {
+    let top = list.iter().rfind(|mount| mount.point == point);
+    top.is_some_and(|mount| mount.device == device.as_bytes())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const LINE: &[u8] = br"147 28 0:59 / /mnt/a\040b\134c ro,nosuid shared:1 - fuse.instar disk ro,user_id=0";
-
     #[test]
-    fn mount_is_known_by_place_and_device() {
+    fn mount_is_known_by_place_and_device_and_only_where_nothing_is_on_top_of_it() {
+        let ours = r"147 28 0:59 / /mnt/a\040b\134c ro,nosuid shared:1 - fuse.instar disk ro,user_id=0";
+        let elsewhere = "148 28 0:60 / /mnt ro - tmpfs none ro";
+        let on_top = r"149 147 0:61 / /mnt/a\040b\134c rw - tmpfs none rw";
         let point = Path::new(r"/mnt/a b\c");
-        assert!(is_mount(LINE, point, "0:59"));
-        assert!(!is_mount(LINE, point, "0:5"));
-        assert!(!is_mount(LINE, Path::new("/mnt/a"), "0:59"));
-        assert!(!is_mount(b"", point, "0:59"));
+        let list = mounts::parse(format!("{ours}\n{elsewhere}\n").as_bytes());
+        assert!(is_on_top(&list, point, "0:59"));
+        assert!(!is_on_top(&list, point, "0:5"));
+        assert!(!is_on_top(&list, Path::new("/mnt/a"), "0:59"));
+        let covered = mounts::parse(format!("{ours}\n{elsewhere}\n{on_top}\n").as_bytes());
+        assert!(!is_on_top(&covered, point, "0:59"));
     }
 
     #[test]

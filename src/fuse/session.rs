@@ -6,12 +6,12 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 use parking_lot::Mutex;
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use thiserror::Error;
 use tracing::debug;
 
@@ -81,6 +81,7 @@ pub struct Attached {
     session: Session<Adapter>,
     stored: Stored,
     path: PathBuf,
+    device: (u32, u32),
     keeper: Keeper,
 }
 
@@ -115,13 +116,17 @@ impl Attached {
         point: &MountPoint,
         name: &str,
         admitted: Admitted,
-        keeper: Keeper,
+        mut keeper: Keeper,
     ) -> Result<Self, SessionError> {
         let path = point.path().to_path_buf();
+        let failed = |source| SessionError::Mount { path: path.clone(), source };
         let (storing, stored) = store::channel();
         let session = Session::new(Adapter { tree: Arc::new(tree), storing }, &path, &config(name, admitted))
-            .map_err(|error| SessionError::Mount { path: path.clone(), source: on_one_line(error) })?;
-        Ok(Self { session, stored, path, keeper })
+            .map_err(|error| failed(on_one_line(error)))?;
+        // Whatever ends this process from here on leaves no dead mount.
+        let device = device_of(&path).map_err(failed)?;
+        keeper.keep(device).map_err(failed)?;
+        Ok(Self { session, stored, path, device, keeper })
     }
 
     /// Starts to answer, and waits for the first answer. The threads that do are children of the calling one.
@@ -129,14 +134,12 @@ impl Attached {
     /// # Errors
     /// [`SessionError::Mount`] and [`SessionError::Silent`].
     pub fn start(self) -> Result<Mounted, SessionError> {
-        let Self { session, stored, path, mut keeper } = self;
+        let Self { session, stored, path, device, keeper } = self;
         let mount = |source| SessionError::Mount { path: path.clone(), source };
         let session = session.spawn().map_err(mount)?;
         stored.start(session.notifier()).map_err(mount)?;
-        let silent = |source| SessionError::Silent { path: path.clone(), source };
-        let root = fs::metadata(&path).map_err(silent)?;
-        keeper.keep(root.dev()).map_err(silent)?;
-        raise_readahead(root.dev());
+        fs::metadata(&path).map_err(|source| SessionError::Silent { path: path.clone(), source })?;
+        raise_readahead(device);
         Ok(Mounted { session, unmounter: Unmounter { path, keeper: Some(Arc::new(Mutex::new(keeper))) } })
     }
 }
@@ -183,6 +186,12 @@ impl Unmounter {
     }
 }
 
+/// Major and minor number of what is mounted on a path. It is the kernel that answers: nobody else does yet.
+fn device_of(path: &Path) -> io::Result<(u32, u32)> {
+    let root = statx(CWD, path, AtFlags::STATX_DONT_SYNC, StatxFlags::empty())?;
+    Ok((root.stx_dev_major, root.stx_dev_minor))
+}
+
 /// An error that repeats what fusermount3 said, without the end of its line.
 fn on_one_line(error: io::Error) -> io::Error {
     let said = error.to_string();
@@ -220,8 +229,7 @@ fn list_name(name: &str) -> String {
 }
 
 /// Lets the kernel read ahead further than its default for this mount. Only root may; nothing depends on it.
-fn raise_readahead(device: u64) {
-    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+fn raise_readahead((major, minor): (u32, u32)) {
     let knob = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
     if let Err(error) = fs::write(&knob, READAHEAD_KIB.to_string()) {
         debug!(knob, %error, "readahead stays at the kernel's default");

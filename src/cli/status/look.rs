@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rustix::fs::getxattr;
 
-use super::mounts::Listed;
+use crate::fuse::Listed;
 use crate::report::{MountFacts, MountHealth, MountState};
 
 /// How long one mount is waited for.

@@ -1,7 +1,6 @@
 //! `instar status`: our mounts, their images and how they fare.
 
 mod look;
-mod mounts;
 
 use std::fs::Permissions;
 use std::io::{self, Write as _};
@@ -12,6 +11,7 @@ use super::options::{OutputFormat, StatusArgs};
 use super::say;
 use crate::error::Error;
 use crate::exit::Exit;
+use crate::fuse;
 use crate::report::{status_json, status_metrics, write_status};
 
 /// Who may read a metrics file: the program that collects it is another user's.
@@ -22,7 +22,7 @@ const METRICS_MODE: u32 = 0o644;
 /// # Errors
 /// [`Error::MountList`], [`Error::Metrics`], and those of printing.
 pub fn run(args: &StatusArgs) -> Result<Exit, Error> {
-    let mounts = look::look_at(mounts::ours().map_err(Error::MountList)?);
+    let mounts = look::look_at(fuse::ours().map_err(Error::MountList)?);
     if let Some(path) = &args.metrics {
         replace(path, &status_metrics(&mounts))
             .map_err(|source| Error::Metrics { path: path.clone(), source })?;
