@@ -92,15 +92,6 @@ pub enum Error {
     /// The system's list of mounts could not be read.
     #[error("cannot read the list of mounts")]
     MountList(#[source] io::Error),
-    /// The metrics file could not be written.
-    #[error("{}: cannot write the metrics", escape_path(path))]
-    Metrics {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
     /// There is no journal to log to.
     #[error("--log-to=journal: cannot reach the journal")]
     Journal(#[source] io::Error),
@@ -160,7 +151,6 @@ impl Error {
             | Self::DecideLeaks
             | Self::History(_)
             | Self::MountList(_)
-            | Self::Metrics { .. }
             | Self::Lockdown(_)
             | Self::Output(_)
             | Self::Json(_) => None,

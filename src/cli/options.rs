@@ -352,7 +352,8 @@ pub struct StatusArgs {
     /// How to print the result.
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     pub output: OutputFormat,
-    /// Print nothing, and put FILE, a metrics file for Prometheus' node_exporter, in the place of the one before.
+    /// Print nothing, and put FILE, a metrics file for Prometheus' node_exporter, in the place of the one before. A file
+    /// that is something else is not replaced.
     #[arg(long, value_name = "FILE", conflicts_with = "output")]
     pub metrics: Option<PathBuf>,
 }

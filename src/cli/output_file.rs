@@ -29,7 +29,9 @@ impl OutputFileError {
     pub const fn hint(&self) -> Option<&'static str> {
         match self.what {
             OutputFileFault::Exists => Some("name a file that is not there yet"),
-            OutputFileFault::Foreign => Some("name a file that is not there yet, or an earlier report"),
+            OutputFileFault::Foreign => {
+                Some("name a file that is not there yet, or one that this command has written")
+            }
             OutputFileFault::Name | OutputFileFault::Io { .. } => None,
         }
     }
@@ -40,7 +42,7 @@ impl OutputFileError {
 enum OutputFileFault {
     #[error("there is a file with this name already")]
     Exists,
-    #[error("there is something with this name that is no report, and it is not replaced")]
+    #[error("there is something with this name that this program has not written, and it is not replaced")]
     Foreign,
     #[error("not the name of a file")]
     Name,

@@ -52,7 +52,8 @@ pub use progress::{Progress, Watch};
 pub use prometheus::{Exposition, MetricKind};
 pub use sentence::sentence;
 pub use status::{
-    MountFacts, MountHealth, MountState, StatusDocument, status_json, status_metrics, write_status,
+    METRICS_MAGIC, MountFacts, MountHealth, MountState, StatusDocument, status_json, status_metrics,
+    write_status,
 };
 pub use tally::{Tally, TallyRow};
 pub use todo::{Todo, TodoRow};

@@ -230,6 +230,9 @@ const METRICS: [Metric; 8] = [
     }),
 ];
 
+/// What the text of [`status_metrics`] begins with.
+pub const METRICS_MAGIC: &str = "# HELP instar_mounts ";
+
 /// The mounts in Prometheus' text form.
 #[must_use]
 pub fn status_metrics(mounts: &[MountFacts]) -> String {
@@ -305,6 +308,7 @@ mod tests {
     #[test]
     fn metrics_tell_of_every_mount_and_leave_out_what_is_unknown() {
         let text = status_metrics(&mounts());
+        assert!(text.starts_with(METRICS_MAGIC), "{text}");
         let labels = r#"{mountpoint="/mnt/a\\n",source="a.qcow2"}"#;
         for line in [
             "instar_mounts 4".to_owned(),

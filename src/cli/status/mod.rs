@@ -3,16 +3,16 @@
 mod look;
 
 use std::fs::Permissions;
-use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use super::options::{OutputFormat, StatusArgs};
+use super::output_file::{OutputFile, OutputFileError};
 use super::say;
 use crate::error::Error;
 use crate::exit::Exit;
 use crate::fuse;
-use crate::report::{status_json, status_metrics, write_status};
+use crate::report::{METRICS_MAGIC, status_json, status_metrics, write_status};
 
 /// Who may read a metrics file: the program that collects it is another user's.
 const METRICS_MODE: u32 = 0o644;
@@ -20,12 +20,11 @@ const METRICS_MODE: u32 = 0o644;
 /// Runs it. What fares badly is told and does not change the exit code.
 ///
 /// # Errors
-/// [`Error::MountList`], [`Error::Metrics`], and those of printing.
+/// [`Error::MountList`], [`Error::OutputFile`], and those of printing.
 pub fn run(args: &StatusArgs) -> Result<Exit, Error> {
     let mounts = look::look_at(fuse::ours().map_err(Error::MountList)?);
     if let Some(path) = &args.metrics {
-        replace(path, &status_metrics(&mounts))
-            .map_err(|source| Error::Metrics { path: path.clone(), source })?;
+        replace(path, &status_metrics(&mounts)).map_err(Error::OutputFile)?;
         return Ok(Exit::Consistent);
     }
     match args.output {
@@ -35,18 +34,13 @@ pub fn run(args: &StatusArgs) -> Result<Exit, Error> {
     Ok(Exit::Consistent)
 }
 
-/// Puts a file in the place of another one at once, so that who reads it never sees half of it.
-fn replace(path: &Path, text: &str) -> io::Result<()> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let mut file = tempfile::Builder::new().prefix(".instar-").tempfile_in(folder)?;
+/// Puts a metrics file in the place of the one before at once, so that who reads it never sees half of it.
+fn replace(path: &Path, text: &str) -> Result<(), OutputFileError> {
+    let mut file = OutputFile::replacing(path, METRICS_MAGIC.as_bytes())?;
     file.write_all(text.as_bytes())?;
-    file.as_file().set_permissions(Permissions::from_mode(METRICS_MODE))?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
+    let opened = file.file().set_permissions(Permissions::from_mode(METRICS_MODE));
+    opened.map_err(|source| file.failed("open for others", source))?;
+    file.finish()
 }
 
 #[cfg(test)]
@@ -57,11 +51,20 @@ mod tests {
     fn metrics_file_is_replaced_whole_and_readable_for_all() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("instar.prom");
-        std::fs::write(&path, "the one before, which was longer").unwrap();
-        replace(&path, "new\n").unwrap();
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "new\n");
+        std::fs::write(&path, format!("{}# the one before", status_metrics(&[]))).unwrap();
+        replace(&path, &status_metrics(&[])).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), status_metrics(&[]));
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o644);
         assert_eq!(folder.path().read_dir().unwrap().count(), 1);
         assert!(replace(&folder.path().join("no/instar.prom"), "new").is_err());
+    }
+
+    #[test]
+    fn file_that_holds_no_metrics_is_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk.qcow2");
+        std::fs::write(&path, "QFI\u{fb}").unwrap();
+        assert!(replace(&path, &status_metrics(&[])).unwrap_err().to_string().contains("not replaced"));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "QFI\u{fb}");
     }
 }
