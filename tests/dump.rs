@@ -209,6 +209,37 @@ fn what_was_left_behind_in_metadata_clusters_is_not_copied() {
 }
 
 #[test]
+fn names_behind_an_empty_snapshot_entry_are_masked() {
+    need!(tools::qemu());
+    let folder = tempfile::tempdir().unwrap();
+    let image = image::make(folder.path(), "empty-first", Flavour::Snapshots, 65_536);
+    let info = program::document(&tools::run(program::instar(["info", "--output=json"]).arg(&image.path)));
+    let name = info["snapshots"][0]["name"].as_str().unwrap();
+    let raw = Raw::open(&image.path);
+    let table = raw.snapshot_entry(0);
+    let first = raw.read(table, instar_abi::to_usize(raw.snapshot_entry(1) - table));
+    raw.write(table, &[&[0; 40], &first[..]].concat());
+    raw.set(field::SNAPSHOTS, 2);
+    let out = image.path.with_extension("dump");
+    assert_eq!(tools::code(&dump(&image, &out, program::cages()[0], &["--mask-names"])), 0);
+    assert!(count(&image.path, name.as_bytes()) > 0);
+    assert_eq!(count(&out, name.as_bytes()), 0);
+}
+
+#[test]
+fn what_no_entry_of_a_bitmap_directory_is_in_is_not_copied() {
+    need!(tools::qemu());
+    let folder = tempfile::tempdir().unwrap();
+    let image = image::make(folder.path(), "long-directory", Flavour::Rich, 65_536);
+    let raw = Raw::open(&image.path);
+    let size = raw.bitmaps_extension() + 8;
+    raw.set_number(size, 8, raw.number(size, 8) + 0x2000);
+    raw.write(raw.number(size + 8, 8) + 0x1000, &pattern::bytes(9, 0, 8192, false));
+    assert!(guest_sectors(&image.path) > 0);
+    assert_eq!(fault_of(&image, "long-directory", program::cages()[0], &[]), None);
+}
+
+#[test]
 fn keys_of_an_encrypted_image_are_not_copied() {
     need!(tools::qemu());
     let folder = tempfile::tempdir().unwrap();

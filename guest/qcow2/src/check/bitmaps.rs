@@ -108,6 +108,7 @@ pub fn find<H: Host>(
     roots.region(Table::BitmapDirectory, ACTIVE, start, len, extension.at + 16);
     let (names, tables) = (BTreeMap::new(), BTreeMap::new());
     let mut walk = Walk { at: start, end: start + len, next: 0, names, tables };
+    roots.bitmap_entries_end = start;
     while walk.at < walk.end && walk.next < extension.bitmaps {
         let before = walk.at;
         let len = PIECE_BYTES.min(instar_abi::to_usize(walk.end - walk.at));
@@ -118,6 +119,7 @@ pub fn find<H: Host>(
             }
             Bytes::Read(bytes) => walk.piece(host, bytes, extension.bitmaps, report, image, roots),
         }
+        roots.bitmap_entries_end = walk.at;
         if walk.at == before {
             break;
         }

@@ -83,6 +83,8 @@ pub struct Roots {
     pub bitmaps: Vec<bitmaps::BitmapRoot>,
     /// What the tables took that bitmaps have lost.
     pub lost_bitmap_tables: bitmaps::LostTables,
+    /// One past the last entry of the bitmap directory that can be read, as a byte offset in the file.
+    pub bitmap_entries_end: u64,
     /// The active disk's L1 table, where there are bitmaps and it is beyond doubt that it is one.
     pub sure_l1_offset: Option<u64>,
     /// The refcount table's entries; empty where it cannot be found.
@@ -197,6 +199,7 @@ impl Roots {
             regions: self.regions.iter().filter(is_kept).copied().collect(),
             bitmaps: self.bitmaps.clone(),
             lost_bitmap_tables: self.lost_bitmap_tables,
+            bitmap_entries_end: self.bitmap_entries_end,
             sure_l1_offset: self.sure_l1_offset,
             refcount_table: entries,
             repeated_blocks: Vec::new(),

@@ -16,14 +16,13 @@ use crate::check::reader::{Bytes, Reader};
 use crate::check::roots::words;
 use crate::host::Host;
 use crate::ondisk::Header;
-use crate::ondisk::header::FIXED_BYTES;
 use crate::ondisk::l1::L1Entry;
 
 /// Clusters with data that are looked at.
 const CLUSTERS_MAX: u64 = 1 << 20;
 /// Bytes of each that are looked at first.
 const HEAD_BYTES: usize = 512;
-/// Bytes of the file whose holes are asked for at once.
+/// Bytes of the file whose holes are asked for at once; where there are no data, twice as many the next time.
 const STRETCH_BYTES: u64 = 1 << 30;
 /// Clusters that are named to the reader at once.
 const PIECE_CLUSTERS: usize = 4096;
@@ -57,14 +56,16 @@ impl Search {
     /// Clusters that begin like an L1 table, `None` where there are too many of whatever is to be looked at.
     fn likely<H: Host>(&self, host: &mut H, reader: &mut Reader) -> Option<Vec<u64>> {
         let cluster = self.0.header.cluster;
-        let head = (self.0.header.l1_entries as usize * 8).min(HEAD_BYTES.max(FIXED_BYTES));
+        let head = (self.0.header.l1_entries as usize * 8).min(HEAD_BYTES);
         let (mut likely, mut ranges) = (Vec::new(), Vec::new());
         let (mut at, mut looked_at, mut next) = (0, 0_u64, 1);
+        let mut stretch = STRETCH_BYTES;
         while at < self.0.bounds.len {
             ranges.clear();
-            let stretch = self.0.bounds.present(at, STRETCH_BYTES);
-            host.data_ranges(FILE_IMAGE, at, stretch, &mut ranges);
-            at += stretch;
+            let asked = self.0.bounds.present(at, stretch);
+            host.data_ranges(FILE_IMAGE, at, asked, &mut ranges);
+            at += asked;
+            stretch = if ranges.is_empty() { stretch.saturating_mul(2) } else { STRETCH_BYTES };
             for DataRange { offset, len } in &ranges {
                 let first = cluster.index(*offset).max(next);
                 let end = cluster.count(offset.saturating_add(*len)).max(first);

@@ -17,13 +17,13 @@ use super::layout::{Layout, Read};
 use crate::check::reader::{BATCH_BYTES, Bytes, Reader};
 use crate::check::roots::words;
 use crate::host::Host;
+use crate::ondisk::Header;
 use crate::ondisk::bytes::is_zero;
 use crate::ondisk::extensions::Extensions;
-use crate::ondisk::header::TableRange;
+use crate::ondisk::header::{Crypt, TableRange, V2_BYTES};
 use crate::ondisk::l1::{L1_TABLE_BYTES_MAX, L1Entry};
 use crate::ondisk::refcount::RefcountTableEntry;
 use crate::ondisk::units::Position;
-use crate::ondisk::{Header, header::Crypt};
 
 /// L2 tables that are read.
 const TABLES_MAX: usize = 48;
@@ -35,8 +35,6 @@ const COUNT_BYTES: u64 = 64;
 const WITNESSES_MIN: u32 = 3;
 /// Of so many witnesses one may speak against it.
 const WITNESSES_PER_DOUBT: u32 = 16;
-/// Bytes of a version 2 header; what follows are its extensions.
-const V2_BYTES: usize = 72;
 
 /// What came of a trial.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -115,7 +113,7 @@ impl<H: Host> Trial<'_, H> {
         let is_luks = self.layout.header.crypt == Crypt::Luks;
         let is_sealed = extensions.crypto.is_some() == is_luks;
         // Behind the mark that ends a version 2 header nothing stands but the backing file's name.
-        let behind = head.get(V2_BYTES + 8..).unwrap_or(&[]);
+        let behind = head.get(V2_BYTES as usize + 8..).unwrap_or(&[]);
         let is_named = self.layout.header.backing_offset != 0;
         let is_longer =
             self.layout.header.version < 3 && extensions.seen.is_empty() && !is_named && !is_zero(behind);

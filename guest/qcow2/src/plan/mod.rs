@@ -13,10 +13,10 @@
 //! header     feature bits                                                                    guard
 //! ```
 //!
-//! Invariant: every plan begins with a whole check of its own, and proposes nothing but a header field unless that was complete;
-//! each step names its write scope before its first write; the same bytes give the same plan. A cure is a
-//! module. What this does not do: write, or decide whether what it proposes is done; the host proves every
-//! plan with another cage first.
+//! Invariant: every plan begins with a whole check of its own, and proposes nothing but a header field unless that was
+//! complete; each step names its write scope before its first write; the same bytes give the same plan. A cure is a
+//! module. What this does not do: write, or decide whether what it proposes is done; the host proves every plan with
+//! another cage first.
 
 mod bitmaps;
 mod copied;

@@ -40,7 +40,7 @@ use places::Places;
 /// Tells who uses which part of the file, then what the active disk is made of.
 pub fn picture<H: Host>(host: &mut H) -> Summary {
     match regions(host) {
-        Ok((_, _, summary)) => {
+        Ok((.., summary)) => {
             map::active_disk(host);
             summary
         }
@@ -50,7 +50,7 @@ pub fn picture<H: Host>(host: &mut H) -> Summary {
 
 /// Tells what a copy of the image without guest data holds; with `mask_names`, without names too.
 pub fn dump<H: Host>(host: &mut H, mask_names: bool) -> Summary {
-    let (mut reader, image, summary) = match regions(host) {
+    let (mut reader, image, roots, summary) = match regions(host) {
         Ok(found) => found,
         Err(fault) => {
             let len = host.file_len(FILE_IMAGE).unwrap_or(0).min(FIXED_BYTES as u64);
@@ -65,13 +65,13 @@ pub fn dump<H: Host>(host: &mut H, mask_names: bool) -> Summary {
         names::keep_crypto_magic(host, &mut reader, &image, crypto.offset);
     }
     if mask_names {
-        names::mask(host, &mut reader, &image);
+        names::mask(host, &mut reader, &image, &roots);
     }
     summary
 }
 
 /// Tells of all regions.
-fn regions<H: Host>(host: &mut H) -> Result<(Reader, Image, Summary), Fault> {
+fn regions<H: Host>(host: &mut H) -> Result<(Reader, Image, Roots, Summary), Fault> {
     let mut reader = Reader::new(host.file_len(FILE_IMAGE).unwrap_or(0));
     let mut report = Report::new(true);
     let image = roots::open(host, &mut reader, &mut report)?;
@@ -88,7 +88,7 @@ fn regions<H: Host>(host: &mut H) -> Result<(Reader, Image, Summary), Fault> {
     });
     let bitmaps = image.extensions.bitmaps.map_or(0, |extension| extension.bitmaps);
     let summary = facts::of_header(&image.header, bitmaps);
-    Ok((reader, image, summary))
+    Ok((reader, image, roots, summary))
 }
 
 fn refused<H: Host>(host: &mut H, fault: &Fault) -> Summary {

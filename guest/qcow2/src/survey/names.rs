@@ -8,10 +8,11 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
 
+use instar_abi::finding::Table;
 use instar_abi::to_usize;
 
 use crate::check::reader::{Bytes, Reader};
-use crate::check::roots::Image;
+use crate::check::roots::{Image, Roots};
 use crate::check::snapshots::hash;
 use crate::describe::each_snapshot;
 use crate::host::Host;
@@ -32,7 +33,7 @@ const MAGIC_BYTES: usize = 8;
 const PLAIN_FORMATS: [&[u8]; 2] = [b"qcow2", b"raw"];
 /// Numbers that a mask has to tell apart at most.
 const NAMES_MAX: u64 = 65_536;
-/// First and last of the characters that masks are made of.
+/// The characters that masks are made of.
 const DIGITS: Range<u8> = b'a'..b'z' + 1;
 
 /// Keeps of the encryption header what says that it is one; its keys stay where they are.
@@ -50,9 +51,9 @@ pub fn keep_crypto_magic<H: Host>(host: &mut H, reader: &mut Reader, image: &Ima
 }
 
 /// Replaces all names.
-pub fn mask<H: Host>(host: &mut H, reader: &mut Reader, image: &Image) {
+pub fn mask<H: Host>(host: &mut H, reader: &mut Reader, image: &Image, roots: &Roots) {
     mask_header(host, reader, image);
-    mask_snapshots(host, image);
+    mask_snapshots(host, image, roots);
     mask_bitmaps(host, reader, image);
 }
 
@@ -79,7 +80,7 @@ fn mask_header<H: Host>(host: &mut H, reader: &mut Reader, image: &Image) {
     }
 }
 
-fn mask_snapshots<H: Host>(host: &mut H, image: &Image) {
+fn mask_snapshots<H: Host>(host: &mut H, image: &Image, roots: &Roots) {
     let Ok(Some(start)) = image.header.snapshot_table_offset(&image.bounds) else { return };
     let (mut at, mut ids, mut names) = (start, Masks::default(), Masks::default());
     // A count that is too large keeps nobody from finding the names that there are.
@@ -97,8 +98,12 @@ fn mask_snapshots<H: Host>(host: &mut H, image: &Image) {
         }
         at = at.saturating_add(entry.len.next_multiple_of(8) as u64);
     });
-    // Behind an entry that cannot be read there are no names that anybody could find.
-    gone_through.unwrap_or_default();
+    if gone_through.is_err() {
+        // Where a check goes on behind an entry that says nothing, it may take names for anything.
+        let table = roots.regions.iter().find(|region| region.table == Table::SnapshotTable);
+        let end = table.map_or(0, |table| table.offset.saturating_add(table.len));
+        clear(host, image, at.saturating_add(snapshots::FIXED_BYTES as u64)..end);
+    }
 }
 
 fn mask_bitmaps<H: Host>(host: &mut H, reader: &mut Reader, image: &Image) {
@@ -141,6 +146,16 @@ fn mask_bitmaps<H: Host>(host: &mut H, reader: &mut Reader, image: &Image) {
 
 fn replace_by_mask<H: Host>(host: &mut H, image: &Image, at: u64, len: usize, number: u64) {
     replace(host, image, at, &mask_of(number, len));
+}
+
+/// Replaces a place by zeros.
+fn clear<H: Host>(host: &mut H, image: &Image, place: Range<u64>) {
+    let mut at = place.start;
+    while at < place.end.min(image.bounds.len) {
+        let len = PIECE_BYTES.min(to_usize(place.end - at));
+        replace(host, image, at, &vec![0; len]);
+        at = at.saturating_add(len as u64);
+    }
 }
 
 /// Replaces what of a place is in the file.

@@ -30,16 +30,17 @@ pub fn tell<H: Host>(host: &mut H, reader: &mut Reader, image: &Image) {
     }
     let cluster = image.header.cluster;
     for run in checked.faults.of(Problem::OrphanData) {
-        let first = cluster.index(run.host_offset);
-        for index in first..first.saturating_add(run.count) {
-            let offset = cluster.offset(index);
-            let holds_something = match reader.one(host, offset, HEAD_BYTES) {
-                Bytes::Read(bytes) => bytes.len() >= MARK.len() && !is_zero(bytes),
-                Bytes::Failed(_) => false,
-            };
-            if holds_something {
-                host.replace(offset, &MARK);
-            }
+        let mut next = cluster.index(run.host_offset);
+        let end = next.saturating_add(run.count);
+        while next < end {
+            let places = (next..end).map(|index| (cluster.offset(index), HEAD_BYTES));
+            let taken = reader.batch_in_turn(host, places, |host, position, bytes| {
+                let Bytes::Read(bytes) = bytes else { return };
+                if bytes.len() >= MARK.len() && !is_zero(bytes) {
+                    host.replace(cluster.offset(next + position as u64), &MARK);
+                }
+            });
+            next += taken.max(1) as u64;
         }
     }
 }

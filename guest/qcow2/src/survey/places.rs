@@ -9,7 +9,7 @@ use instar_abi::region::{COPIED, DISPUTED, LEFT_OUT, Region, SNAPSHOT_ONLY};
 use instar_abi::to_usize;
 
 use super::judge;
-use crate::check::bitmaps::for_each_entry_in_turn;
+use crate::check::bitmaps::{Data, data, for_each_entry_in_turn};
 use crate::check::compare::block_offset;
 use crate::check::counts::{CHUNK_CLUSTERS, Usage, flags};
 use crate::check::reader::{BATCH_BYTES, Bytes, Reader};
@@ -18,8 +18,7 @@ use crate::check::report::Report;
 use crate::check::roots::{Image, Region as Root, Roots};
 use crate::host::Host;
 use crate::ondisk::header::FIXED_BYTES;
-use crate::ondisk::snapshots;
-use crate::ondisk::units::Position;
+use crate::ondisk::{bitmaps, snapshots};
 
 /// What may be done with metadata.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,7 +144,8 @@ impl Places<'_> {
         end.saturating_add(8).max(fixed)
     }
 
-    /// Tells of what the header leads to. A snapshot table that ends too early is read a little further.
+    /// Tells of what the header leads to. A snapshot table or bitmap directory that ends too early is read a little
+    /// further.
     pub fn tell_regions<H: Host>(&self, host: &mut H, reader: &mut Reader, has_cut_snapshots: bool) {
         for root in &self.roots.regions {
             let mut bytes = root.offset..root.offset.saturating_add(root.len);
@@ -154,6 +154,13 @@ impl Places<'_> {
             }
             if root.table == Table::SnapshotTable && has_cut_snapshots {
                 bytes.end = bytes.end.saturating_add(snapshots::FIXED_BYTES as u64);
+            }
+            if root.table == Table::BitmapDirectory {
+                // What no entry is in may be anything.
+                let known = self.roots.bitmap_entries_end.saturating_add(bitmaps::FIXED_BYTES as u64);
+                let rest = known.min(bytes.end)..bytes.end;
+                bytes.end = rest.start;
+                self.put_metadata(host, root.table, rest, Sharing::Unread);
             }
             let sharing = self.sharing(host, reader, root);
             self.put_metadata(host, root.table, bytes, sharing);
@@ -199,8 +206,7 @@ impl Places<'_> {
         report.set_muted(true);
         for bitmap in &self.roots.bitmaps {
             for_each_entry_in_turn(host, reader, &mut report, bitmap, |host, _, _, entry, _| {
-                let offset = entry.data_offset();
-                if offset != 0 && self.image.bounds.position(offset) == Position::Inside {
+                if let Data::At(offset) = data(self.image, self.roots, entry) {
                     let bytes = offset..offset + cluster.bytes();
                     self.put_metadata(host, Table::BitmapData, bytes, Sharing::Unread);
                 }
