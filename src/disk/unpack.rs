@@ -115,7 +115,13 @@ impl Unpacker {
         let (own, others) = payloads.split_at(payloads.len().div_ceil(2));
         std::thread::scope(|scope| {
             let others = std::thread::Builder::new().spawn_scoped(scope, || self.ask(second, others));
-            let others = others.map_err(|source| host("start a thread to inflate on", source))?;
+            let others = match others {
+                Ok(others) => others,
+                Err(error) => {
+                    warn!(%error, "no thread to share the inflating with");
+                    return self.ask(first, payloads);
+                }
+            };
             let mut inflated = self.ask(first, own)?;
             let died = |_| host("inflate on another thread, which panicked", io::ErrorKind::Other.into());
             inflated.extend(others.join().map_err(died)??);
