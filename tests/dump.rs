@@ -66,7 +66,8 @@ fn fault_of(image: &TestImage, name: &str, cage: &str, options: &[&str]) -> Opti
     let (before, after) = (findings(image, &image.path, cage), findings(image, &out, cage));
     let is_same = before == after;
     // Without its keys qemu-img opens no encrypted image.
-    let is_for_qemu = is_same && image.flavour != Flavour::Luks;
+    // Elsewhere it follows an entry into the middle of a table, and reads guest data as the rest of it.
+    let is_for_qemu = is_same && image.flavour != Flavour::Luks && name != "l1-entry-unaligned";
     let (copy, original) = (out.metadata().unwrap(), image.path.metadata().unwrap());
     let fault = if guest_sectors(&out) > 0 {
         Some("guest data")
@@ -92,7 +93,8 @@ fn sweep(first: usize) -> usize {
     let cages = program::cages();
     let mut wrong = Vec::new();
     let mut left_out = 0;
-    let recipes = RECIPES.iter().filter(|recipe| recipe.name != "not-qcow2");
+    // Without its magic an image is none, and nothing is copied.
+    let recipes = RECIPES.iter().filter(|recipe| !["not-qcow2", "header-magic"].contains(&recipe.name));
     for (recipe, cage) in recipes.skip(first).step_by(6).zip(cages.iter().cycle()) {
         let image = recipe.make(folder.path());
         wrong.extend(fault_of(&image, recipe.name, cage, &[]));

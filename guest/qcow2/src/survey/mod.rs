@@ -23,7 +23,7 @@ use instar_abi::boot::FILE_IMAGE;
 use instar_abi::call::Phase;
 use instar_abi::finding::Table;
 use instar_abi::problem::Problem;
-use instar_abi::region::{COPIED, Region};
+use instar_abi::region::{COPIED, LEFT_OUT, Region};
 use instar_abi::summary::Summary;
 
 use crate::check::reader::Reader;
@@ -53,9 +53,8 @@ pub fn dump<H: Host>(host: &mut H, mask_names: bool) -> Summary {
     let (mut reader, image, roots, summary) = match regions(host) {
         Ok(found) => found,
         Err(fault) => {
-            let len = host.file_len(FILE_IMAGE).unwrap_or(0).min(FIXED_BYTES as u64);
-            if fault.problem != Problem::NotQcow2 && len > 0 {
-                host.region(&Region { offset: 0, len, table: Table::Header as u32, flags: COPIED });
+            if fault.problem != Problem::NotQcow2 {
+                tell_header_alone(host);
             }
             return refused(host, &fault);
         }
@@ -68,6 +67,18 @@ pub fn dump<H: Host>(host: &mut H, mask_names: bool) -> Summary {
         names::mask(host, &mut reader, &image, &roots);
     }
     summary
+}
+
+/// Tells of an image whose header leads to nothing. Evidence for the header is looked for in the rest of it.
+fn tell_header_alone<H: Host>(host: &mut H) {
+    let end = host.file_len(FILE_IMAGE).unwrap_or(0);
+    let header_end = end.min(FIXED_BYTES as u64);
+    for (bytes, flags) in [(0..header_end, COPIED), (header_end..end, LEFT_OUT)] {
+        if !bytes.is_empty() {
+            let (offset, len) = (bytes.start, bytes.end - bytes.start);
+            host.region(&Region { offset, len, table: Table::Header as u32, flags });
+        }
+    }
 }
 
 /// Tells of all regions.
