@@ -73,9 +73,10 @@ impl Places {
         true
     }
 
-    /// A place of `self` at which `before` has nothing of the kind: its problem and where it is in the file.
-    pub(super) fn new_since(&self, before: &Self) -> Option<(Problem, u64)> {
-        self.runs.keys().find_map(|&key| {
+    /// A place of `self` at which `before` has nothing of the kind: its problem, which is none of `except`, and where it
+    /// is in the file.
+    pub(super) fn new_since(&self, before: &Self, except: &[Problem]) -> Option<(Problem, u64)> {
+        self.runs.keys().filter(|key| !except.contains(&key.problem)).find_map(|&key| {
             let kinds = if UNREFERENCED.contains(&key.problem) { UNREFERENCED } else { &[key.problem] };
             let run = outside(&self.of(&[key.problem], key), &before.of(kinds, key))?;
             Some((key.problem, run.host_offset))
@@ -148,14 +149,18 @@ mod tests {
         let before = places(&[(Problem::L2EntryShared, 10, 5), (Problem::L2EntryShared, 15, 5)]);
         for (at, count) in [(10, 10), (10, 1), (19, 1)] {
             let after = places(&[(Problem::L2EntryShared, at, count)]);
-            assert_eq!(after.new_since(&before), None, "{at}, {count}");
+            assert_eq!(after.new_since(&before, &[]), None, "{at}, {count}");
         }
         for (at, count) in [(9, 1), (20, 1), (12, 9)] {
             let after = places(&[(Problem::L2EntryShared, at, count)]);
-            assert_eq!(after.new_since(&before), Some((Problem::L2EntryShared, at * 8)), "{at}, {count}");
+            assert_eq!(
+                after.new_since(&before, &[]),
+                Some((Problem::L2EntryShared, at * 8)),
+                "{at}, {count}"
+            );
         }
         let other = places(&[(Problem::L2EntryPastEof, 10, 1)]);
-        assert_eq!(other.new_since(&before), Some((Problem::L2EntryPastEof, 80)));
+        assert_eq!(other.new_since(&before, &[]), Some((Problem::L2EntryPastEof, 80)));
     }
 
     #[test]
@@ -165,8 +170,8 @@ mod tests {
             let mut after = Places::default();
             let finding = Finding { snapshot, index, host_offset, ..finding(10, 1) };
             assert!(after.put(Problem::L2EntryShared, &finding));
-            assert!(after.new_since(&before).is_some(), "{snapshot:#x}, {index:#x}");
-            assert_eq!(after.new_since(&after), None);
+            assert!(after.new_since(&before, &[]).is_some(), "{snapshot:#x}, {index:#x}");
+            assert_eq!(after.new_since(&after, &[]), None);
         }
     }
 
@@ -174,7 +179,7 @@ mod tests {
     fn unreferenced_clusters_may_be_told_by_another_name_but_not_vanish() {
         let before = places(&[(Problem::OrphanTable, 3, 1), (Problem::OrphanData, 4, 2)]);
         let after = places(&[(Problem::OrphanData, 3, 2), (Problem::RefcountLeak, 5, 1)]);
-        assert_eq!(after.new_since(&before), None);
+        assert_eq!(after.new_since(&before, &[]), None);
         let orphans = [Problem::OrphanData, Problem::OrphanTable];
         assert_eq!(before.gone_since(&after, Problem::OrphanTable, &orphans), None);
         assert_eq!(before.gone_since(&after, Problem::OrphanData, &orphans), Some(32));

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use instar_abi::problem::Tier;
 
+use super::Stage;
 use super::error::HealError;
 use super::guard::GUARD_BYTES_MAX;
 use super::normal;
@@ -20,7 +21,8 @@ use crate::image::{Backend, Overlay};
 /// Most rounds in which something may be proposed.
 pub const ROUNDS_MAX: u32 = 12;
 
-/// The plan for an image; `None` if a walk that was to begin with could not look at all of it.
+/// The plan for an image; `None` if a walk that was to begin with could not look at all of it. Where a round brings to
+/// light that a header field is damaged, everything was planned by the wrong field: nothing is proposed then.
 ///
 /// # Errors
 /// `Cage`, `Storage`; `BadPlan`, also if the rounds come to no end; `Quarantined` if a round leaves what the next
@@ -37,12 +39,18 @@ pub(super) fn plan(context: &mut Context<'_>) -> Result<Option<Plan>, HealError>
     for round in 0..=ROUNDS_MAX {
         context.observer.round_begins(round);
         let Some(plan) = context.propose(Arc::clone(&seen) as Arc<dyn Backend>)? else {
-            let is_first = rounds.is_empty();
-            return if is_first { Ok(None) } else { Err(HealError::Quarantined(Doubt::NotComplete)) };
+            if rounds.is_empty() {
+                return Ok(None);
+            }
+            let inspection = context.check(seen, Stage::Prove);
+            let inspection = inspection.map_err(|source| HealError::Cage { stage: "the proof", source })?;
+            if inspection.fields.is_empty() {
+                return Err(HealError::Quarantined(Doubt::NotComplete));
+            }
+            return normalised(&[], context);
         };
         if plan.is_empty() {
-            let plan = normal::normalise(&rounds, image.as_ref(), context.decisions);
-            return plan.map_err(context.storage("read"))?.map(Some).map_err(bad);
+            return normalised(&rounds, context);
         }
         let mut next = Arc::unwrap_or_clone(seen);
         plan.stage_into(&mut next).map_err(|error| bad(error.into()))?;
@@ -50,4 +58,10 @@ pub(super) fn plan(context: &mut Context<'_>) -> Result<Option<Plan>, HealError>
         rounds.push(plan);
     }
     Err(bad(PlanError::Endless { limit: ROUNDS_MAX }))
+}
+
+/// One plan of all rounds.
+fn normalised(rounds: &[Plan], context: &Context<'_>) -> Result<Option<Plan>, HealError> {
+    let plan = normal::normalise(rounds, context.site.image().as_ref(), context.decisions);
+    plan.map_err(context.storage("read"))?.map(Some).map_err(HealError::BadPlan)
 }

@@ -216,7 +216,7 @@ fn judge_all(before: &Inspection, after: &Inspection, decisions: Decisions) -> R
     if after.overflowed || before.overflowed {
         return Err(Doubt::TooMany);
     }
-    if let Some((problem, host_offset)) = after.places.new_since(&before.places) {
+    if let Some((problem, host_offset)) = after.places.new_since(&before.places, &come_to_light(after)) {
         return Err(Doubt::New { problem, host_offset });
     }
     for problem in undecided_orphans(decisions) {
@@ -233,6 +233,13 @@ fn judge_all(before: &Inspection, after: &Inspection, decisions: Decisions) -> R
     }
     let left = |of: &Inspection| of.mendable(Tier::All, decisions);
     Ok(left(before).saturating_sub(left(after)))
+}
+
+/// The header fields that the rest of the file speaks against. They may come to light with what was in the way of looking,
+/// such as reference counts, and are not made by a repair: nothing but a decision writes there.
+fn come_to_light(after: &Inspection) -> Vec<Problem> {
+    let problems = after.fields.iter().filter_map(|field| Problem::from_u32(field.problem));
+    problems.filter(|problem| Decision::restoring(*problem).is_some()).collect()
 }
 
 /// The kinds of orphan that must still be told of after a repair with these decisions.
