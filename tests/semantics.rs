@@ -14,6 +14,7 @@ use std::io::{self, Seek as _};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
@@ -493,6 +494,86 @@ fn cage_that_dies_is_started_anew() {
     let health = mount.json("health");
     assert_eq!((health["cage-restarts"].as_u64(), health["source-errors"].as_u64()), (Some(1), Some(0)));
     assert!(mount.document("metrics").contains("\ninstar_cage_restarts_total 1\n"));
+}
+
+/// Bytes from a pattern that no two clusters share.
+fn pattern(bytes: u64) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[2] & 0x1f
+    };
+    (0..bytes).map(|_| next()).collect()
+}
+
+/// An image of this disk in the smallest clusters, of which no two neighbours lie side by side in the file.
+fn in_pieces(disk: &[u8], folder: &Path) -> PathBuf {
+    const SMALL: usize = 512;
+    let [full, odd, image, top] =
+        ["full.raw", "odd.raw", "pieces.qcow2", "top.qcow2"].map(|n| folder.join(n));
+    fs::write(&full, disk).unwrap();
+    let mut half = disk.to_vec();
+    half.chunks_mut(SMALL).step_by(2).for_each(|cluster| cluster.fill(0));
+    fs::write(&odd, half).unwrap();
+    let convert = ["convert", "-S", "512", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=512"];
+    must(tools::qemu_img(convert).arg(&odd).arg(&image));
+    must(tools::qemu_img(convert).arg("-B").arg(&image).args(["-F", "qcow2"]).arg(&full).arg(&top));
+    must(tools::qemu_img(["commit", "-q", "-f", "qcow2"]).arg(&top));
+    image
+}
+
+/// Reads all of a disk past the page cache, in parts that do not end with clusters.
+fn read_direct(path: &Path, expected: &[u8]) {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path).unwrap();
+    let mut bytes = vec![0; 96 << 10];
+    for (index, part) in expected.chunks(bytes.len()).enumerate() {
+        file.read_exact_at(&mut bytes[..part.len()], (index * (96 << 10)) as u64).unwrap();
+        assert!(bytes[..part.len()] == *part, "part {index}");
+    }
+}
+
+#[test]
+fn caches_stay_within_their_size() {
+    need_mounts!();
+    let folder = tempfile::tempdir().unwrap();
+    let disk = pattern(32 << 20);
+    let pieces = in_pieces(&disk, folder.path());
+    let packed = folder.path().join("packed.qcow2");
+    let convert = ["convert", "-c", "-f", "raw", "-O", "qcow2"];
+    must(tools::qemu_img(convert).arg(folder.path().join("full.raw")).arg(&packed));
+    // A part of extents, or a batch of clusters, comes on top of what is kept.
+    for (image, most, part) in [(&pieces, 1_u64 << 20, 200_u64 << 10), (&packed, 3 << 20, 1 << 20)] {
+        let figures = |size: &str| {
+            let mount = Mount::new(image, ["--quiet", size]);
+            read_direct(&mount.raw(), &disk);
+            read_direct(&mount.raw(), &disk);
+            let health = mount.json("health");
+            assert_eq!(health["healthy"], true, "{health}");
+            let cache = if image == &pieces { &health["disks"][0]["extents"] } else { &health["inflated"] };
+            ["bytes", "added", "dropped"].map(|figure| cache[figure].as_u64().unwrap())
+        };
+        let [bytes, added, dropped] = figures("--cache-size=4M");
+        assert!(bytes <= most + part && dropped > 0 && added > dropped, "{bytes} {added} {dropped}");
+        let [bytes, once, dropped] = figures("--cache-size=64M");
+        assert!(bytes > most + part && dropped == 0 && once < added, "{bytes} {once} {dropped}");
+    }
+}
+
+#[test]
+fn idle_mount_gives_inflated_clusters_back() {
+    need_mounts!();
+    let scene = scene();
+    let mount = scene.mount();
+    let kept = || mount.json("health")["inflated"]["bytes"].as_u64().unwrap();
+    assert_eq!(read(&mount.raw(), 8 * CLUSTER, 512).unwrap(), [2; 512]);
+    assert!(kept() >= CLUSTER);
+    let began = Instant::now();
+    while kept() > 0 {
+        assert!(began.elapsed() < Duration::from_secs(60), "{} bytes are kept", kept());
+        std::thread::sleep(Duration::from_secs(1));
+    }
 }
 
 #[test]

@@ -18,6 +18,7 @@ const WITH_VALUE: &[&str] = &[
     "allow-chain",
     "backing-format",
     "on-damage",
+    "cache-size",
     "uid",
     "gid",
     "umask",

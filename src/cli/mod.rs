@@ -13,6 +13,7 @@ use crate::exit::Exit;
 use crate::sandbox::lockdown;
 
 pub mod access;
+pub mod cache;
 pub mod chain;
 pub mod check;
 pub mod decide;

@@ -8,6 +8,7 @@ use instar_abi::choice::{Decision, Decisions};
 use instar_abi::problem::Tier;
 
 use super::access::AccessArgs;
+use super::cache::CacheArgs;
 use super::{decide, size};
 
 const CHECK_EXAMPLES: &str = "\
@@ -383,6 +384,9 @@ pub struct MountOptions {
     #[command(flatten)]
     #[expect(missing_docs, reason = "the type says it")]
     pub access: AccessArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the type says it")]
+    pub cache: CacheArgs,
     /// Run CMD with the shell while the disk is mounted, $INSTAR_DISK being its path and $INSTAR_MOUNT the folder that it
     /// is in, then unmount. Without MOUNTPOINT that is a folder of its own, open to nobody else. The exit code is that of
     /// CMD, or 128 and the signal that ended it.

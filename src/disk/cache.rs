@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::RwLock;
 
 use super::extent::{Piece, Run};
+use super::health::CacheCounts;
 
 /// Chunks up to this many runs are joined with their neighbours.
 const JOINED_RUNS_MAX: usize = 512;
@@ -48,6 +49,8 @@ struct Chunks {
     bytes: usize,
     /// Where the CLOCK's hand stands.
     hand: u64,
+    added: u64,
+    dropped: u64,
 }
 
 /// The cache of one disk.
@@ -91,8 +94,15 @@ impl Cache {
         let mut chunks = self.chunks.write();
         let (start, chunk) = chunks.joined(range, runs);
         chunks.bytes += chunk.bytes();
+        chunks.added += 1;
         chunks.by_start.insert(start, chunk);
         chunks.evict(self.bytes_max, start);
+    }
+
+    /// What it holds, and how often it was given something and dropped something.
+    pub fn counts(&self) -> CacheCounts {
+        let chunks = self.chunks.read();
+        CacheCounts { bytes: chunks.bytes as u64, added: chunks.added, dropped: chunks.dropped }
     }
 
     /// Bytes of memory in use, about.
@@ -141,6 +151,7 @@ impl Chunks {
             self.hand = start.saturating_add(1);
             if start != keep && !chunk.used.swap(false, Ordering::Relaxed) {
                 self.take(start);
+                self.dropped += 1;
             }
         }
     }

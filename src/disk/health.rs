@@ -1,6 +1,7 @@
-//! Counters of what went wrong while a disk was served.
+//! Counters of what went wrong while a disk was served, and of what its caches hold.
 //!
-//! Invariant: a counter only ever rises, and an event is counted once, however many bytes it touched.
+//! Invariant: a counter only ever rises, and an event is counted once, however many bytes it touched. What the caches had
+//! when they were asked is not counted: that is the way of every read.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -42,6 +43,28 @@ impl std::iter::Sum for HealthCounts {
             io_errors: sum.io_errors.saturating_add(next.io_errors),
             unsupported_reads: sum.unsupported_reads.saturating_add(next.unsupported_reads),
             source_errors: sum.source_errors.saturating_add(next.source_errors),
+        })
+    }
+}
+
+/// What a bounded cache holds and did at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct CacheCounts {
+    /// Bytes of memory that it holds, about.
+    pub bytes: u64,
+    /// Times that something was put in: a window of extents, a cluster.
+    pub added: u64,
+    /// Times that something was dropped for want of room, or of readers.
+    pub dropped: u64,
+}
+
+impl std::iter::Sum for CacheCounts {
+    fn sum<I: Iterator<Item = Self>>(counts: I) -> Self {
+        counts.fold(Self::default(), |sum, next| Self {
+            bytes: sum.bytes.saturating_add(next.bytes),
+            added: sum.added.saturating_add(next.added),
+            dropped: sum.dropped.saturating_add(next.dropped),
         })
     }
 }

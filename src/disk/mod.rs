@@ -17,6 +17,7 @@
 mod cache;
 pub mod extent;
 pub mod health;
+mod idle;
 mod pieces;
 mod raw;
 mod revive;
@@ -26,7 +27,8 @@ mod unpack;
 mod view;
 
 pub use extent::{Piece, Place};
-pub use health::{Health, HealthCounts};
+pub use health::{CacheCounts, Health, HealthCounts};
+pub use idle::forget_when_idle;
 pub use raw::RawFile;
 pub use revive::Revived;
 pub use source::{ExtentSource, Inflated, Payload};

@@ -14,6 +14,7 @@ use instar_abi::to_usize;
 use parking_lot::{Condvar, Mutex};
 use tracing::warn;
 
+use super::health::CacheCounts;
 use super::source::{ExtentSource, Inflated, Payload};
 use crate::sandbox::error::SandboxError;
 
@@ -38,6 +39,8 @@ struct Kept {
     /// The entries' keys; the hand stands at the front.
     queue: VecDeque<Payload>,
     bytes: usize,
+    added: u64,
+    dropped: u64,
     /// What cages are inflating now.
     in_work: HashSet<Payload>,
 }
@@ -103,6 +106,18 @@ impl Unpacker {
         kept.evict(self.bytes_max, claim.payloads.len());
         drop(kept);
         Ok(wanted.unwrap_or_else(|| Arc::new(Err(Problem::ReadError))))
+    }
+
+    /// Drops what was not read since this was called last, and says how many clusters that were.
+    pub fn forget_unused(&self) -> usize {
+        self.kept.lock().forget_unused()
+    }
+
+    /// What is kept, how many clusters were inflated, and how many of those dropped.
+    #[must_use]
+    pub fn counts(&self) -> CacheCounts {
+        let kept = self.kept.lock();
+        CacheCounts { bytes: kept.bytes as u64, added: kept.added, dropped: kept.dropped }
     }
 
     /// Inflates through a source that nobody uses, and where there is much to do through another such one too.
@@ -186,6 +201,7 @@ impl Kept {
         if self.entries.insert(payload, Entry { cluster, used: false }).is_none() {
             self.queue.push_back(payload);
             self.bytes += bytes;
+            self.added += 1;
         }
     }
 
@@ -201,11 +217,31 @@ impl Kept {
                     entry.used = false;
                     self.queue.push_back(payload);
                 }
-                _ => {
-                    let bytes = self.entries.remove(&payload).map_or(0, |entry| bytes_of(&entry.cluster));
-                    self.bytes -= bytes;
-                }
+                _ => self.drop_entry(payload),
             }
+        }
+    }
+
+    /// One round of the hand, whatever the budget.
+    fn forget_unused(&mut self) -> usize {
+        let queued = std::mem::take(&mut self.queue);
+        let before = queued.len();
+        for payload in queued {
+            match self.entries.get_mut(&payload) {
+                Some(entry) if entry.used => {
+                    entry.used = false;
+                    self.queue.push_back(payload);
+                }
+                _ => self.drop_entry(payload),
+            }
+        }
+        before - self.queue.len()
+    }
+
+    fn drop_entry(&mut self, payload: Payload) {
+        if let Some(entry) = self.entries.remove(&payload) {
+            self.bytes -= bytes_of(&entry.cluster);
+            self.dropped += 1;
         }
     }
 }
@@ -301,6 +337,21 @@ mod tests {
         assert!(unpacker.kept(payload(6)).is_none());
         let kept = unpacker.kept.lock();
         assert_eq!(kept.entries.len(), kept.queue.len());
+    }
+
+    #[test]
+    fn unpacker_forgets_what_was_not_read_between_two_looks() {
+        let (unpacker, inflated) = unpacker(1 << 20);
+        for at in [0, 4, 8] {
+            first_byte(&unpacker, at).unwrap();
+        }
+        first_byte(&unpacker, 4).unwrap();
+        assert_eq!(unpacker.forget_unused(), 2);
+        assert!(unpacker.kept(payload(4)).is_some() && unpacker.kept(payload(0)).is_none());
+        assert_eq!((unpacker.forget_unused(), unpacker.forget_unused()), (0, 1), "read once, then no more");
+        assert_eq!(unpacker.counts(), CacheCounts { bytes: 0, added: 3, dropped: 3 });
+        first_byte(&unpacker, 4).unwrap();
+        assert_eq!(inflated.load(Ordering::Relaxed), 4);
     }
 
     #[test]

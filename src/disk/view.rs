@@ -12,7 +12,7 @@ use tracing::warn;
 
 use super::cache::Cache;
 use super::extent::Place;
-use super::health::{Event, Health};
+use super::health::{CacheCounts, Event, Health};
 use super::source::{Inflated, Payload};
 use super::unpack::{SharedSource, Unpacker};
 use crate::image::Backend;
@@ -205,6 +205,12 @@ impl Disk {
     #[must_use]
     pub fn health(&self) -> &Health {
         &self.health
+    }
+
+    /// What is known of this disk's extents.
+    #[must_use]
+    pub fn extent_counts(&self) -> CacheCounts {
+        self.cache.counts()
     }
 
     /// Reads from guest byte `offset` on until the buffer is full, the disk ends, or something stands in the way.

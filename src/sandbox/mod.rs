@@ -9,6 +9,7 @@
 mod cage;
 mod calls;
 pub mod error;
+pub mod heap;
 pub mod job;
 mod kvm;
 pub mod limits;

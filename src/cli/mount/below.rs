@@ -12,12 +12,13 @@ use instar_abi::finding::ACTIVE;
 use instar_abi::summary::feature;
 use parking_lot::Mutex;
 
+use super::super::cache::CacheMemory;
 use super::super::chain::policy;
 use super::super::inspect::Inspector;
 use super::super::options::{CageArgs, MountOptions};
 use super::super::say;
+use super::Sources;
 use super::error::MountError;
-use super::{EXTENT_CACHE_BYTES, Sources, UNPACKED_BYTES};
 use crate::chain::{self, CageDescriber, Chain, ChainProblem, Format, Member};
 use crate::disk::{Backing, Disk, DiskFiles, RawFile, SharedSource, Unpacker};
 use crate::error::Error;
@@ -36,6 +37,8 @@ pub struct Below {
     pub backing: Backing,
     /// How often the cage of each QCOW2 member was started anew.
     pub restarts: Vec<Arc<AtomicU64>>,
+    /// The inflated clusters of each QCOW2 member.
+    pub unpackers: Vec<Arc<Unpacker>>,
     /// A member has corruptions, or could not be looked at as a whole.
     is_damaged: bool,
     /// Keeps the members open and locked.
@@ -43,7 +46,7 @@ pub struct Below {
 }
 
 impl Below {
-    /// Opens, checks and maps all members below `image`, if it names any.
+    /// Opens, checks and maps all members below `image`, if it names any, with `memory` for what is kept of them.
     ///
     /// # Errors
     /// [`MountError::Chain`] and [`MountError::Member`] for a chain that cannot be served; [`Error::Sandbox`].
@@ -51,6 +54,7 @@ impl Below {
         options: &MountOptions,
         image: &Arc<ImageHandle>,
         report: &CheckReport,
+        memory: CacheMemory,
     ) -> Result<Self, Error> {
         if report.summary.features & feature::BACKING == 0 {
             return Ok(Self::default());
@@ -64,7 +68,7 @@ impl Below {
             return Err(MountError::Chain { image, problem }.into());
         }
         let below = &chain.members[1..];
-        let share = below.len().max(1);
+        let share = memory.part(below.len());
         let mut all = Self::default();
         if chain.is_cut() {
             all.backing = Backing::LeftOut;
@@ -85,10 +89,15 @@ impl Below {
         !self.is_damaged
     }
 
-    /// The disk of one member by itself, with its `share`th part of the memory for members.
-    fn member_disk(&mut self, options: &MountOptions, member: &Member, share: usize) -> Result<Disk, Error> {
+    /// The disk of one member by itself, with `memory` for what is kept of it.
+    fn member_disk(
+        &mut self,
+        options: &MountOptions,
+        member: &Member,
+        memory: CacheMemory,
+    ) -> Result<Disk, Error> {
         let file = member.handle.backend();
-        let cache_bytes = EXTENT_CACHE_BYTES / share;
+        let cache_bytes = memory.extents_bytes;
         match member.format {
             Format::Raw => {
                 let source: SharedSource = Arc::new(Mutex::new(Box::new(RawFile::new(file.clone()))));
@@ -102,10 +111,11 @@ impl Below {
                 let source = sources.all[0].clone();
                 let (size_bytes, bits) = (report.summary.virtual_size, report.summary.cluster_bits);
                 let cluster_bytes = report.cluster_bytes().unwrap_or(0);
-                let unpacker = Unpacker::new(sources.all, cluster_bytes, UNPACKED_BYTES / share);
+                let unpacker = Arc::new(Unpacker::new(sources.all, cluster_bytes, memory.inflated_bytes));
+                self.unpackers.push(unpacker.clone());
                 let disk =
                     Disk::new([Some(file), None, None, None], source, ACTIVE, size_bytes, bits, cache_bytes);
-                Ok(disk.with_unpacker(Arc::new(unpacker)).made_of(report.unit_bytes(), !report.is_sound()))
+                Ok(disk.with_unpacker(unpacker).made_of(report.unit_bytes(), !report.is_sound()))
             }
         }
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use serde::Serialize;
 
-use crate::disk::{Disk, HealthCounts, Survey, merged};
+use crate::disk::{CacheCounts, Disk, HealthCounts, Survey, Unpacker, merged};
 use crate::fuse::Document;
 use crate::report::{CheckReport, Exposition, MetricKind, escape_path, mapfile, verdict_name};
 
@@ -53,6 +53,8 @@ pub struct Watched {
     pub disks: Vec<Named>,
     /// Counters of restarts, one for each resident cage.
     pub restarts: Vec<Arc<AtomicU64>>,
+    /// The inflated clusters, of the image and of each member below it.
+    pub unpackers: Vec<Arc<Unpacker>>,
 }
 
 /// `.instar/health`.
@@ -76,6 +78,8 @@ struct HealthDocument<'a> {
     counts: HealthCounts,
     /// Times a resident cage died and was started anew.
     cage_restarts: u64,
+    /// Clusters that are kept inflated, of the image and of what is below it.
+    inflated: CacheCounts,
     disks: Vec<DiskDocument>,
 }
 
@@ -84,9 +88,15 @@ struct DiskDocument {
     name: String,
     #[serde(flatten)]
     counts: HealthCounts,
+    /// What is known of where its clusters are.
+    extents: CacheCounts,
 }
 
 impl Watched {
+    fn inflated(&self) -> CacheCounts {
+        self.unpackers.iter().map(|unpacker| unpacker.counts()).sum()
+    }
+
     fn cage_restarts(&self) -> u64 {
         self.restarts.iter().fold(0, |sum: u64, count| sum.saturating_add(count.load(Ordering::Relaxed)))
     }
@@ -95,12 +105,17 @@ impl Watched {
 impl Document for Health {
     fn render(&self) -> Vec<u8> {
         let counts: HealthCounts = self.0.disks.iter().map(|named| named.disk.health().counts()).sum();
-        let disk =
-            |named: &Named| DiskDocument { name: named.name.clone(), counts: named.disk.health().counts() };
+        let disk = |Named { name, disk }: &Named| DiskDocument {
+            name: name.clone(),
+            counts: disk.health().counts(),
+            extents: disk.extent_counts(),
+        };
         let cage_restarts = self.0.cage_restarts();
         let healthy = counts == HealthCounts::default() && cage_restarts == 0;
         let disks = self.0.disks.iter().map(disk).collect();
-        let document = HealthDocument { known: &self.0.known, healthy, counts, cage_restarts, disks };
+        let inflated = self.0.inflated();
+        let document =
+            HealthDocument { known: &self.0.known, healthy, counts, cage_restarts, inflated, disks };
         let mut text = serde_json::to_vec_pretty(&document).unwrap_or_else(|error| {
             tracing::error!(%error, "the counters cannot be put into JSON");
             Vec::new()
@@ -125,6 +140,16 @@ const COUNTERS: [(&str, &str, Counter); 4] = [
     }),
 ];
 
+/// Reads one figure of a cache.
+type Figure = fn(&CacheCounts) -> u64;
+
+/// The figures of a cache: the end of the name, what it is, its kind.
+const FIGURES: [(&str, &str, MetricKind, Figure); 3] = [
+    ("bytes", "Memory for", MetricKind::Gauge, |counts| counts.bytes),
+    ("added_total", "Times that there was something new among", MetricKind::Counter, |counts| counts.added),
+    ("dropped_total", "Times that something was dropped from", MetricKind::Counter, |counts| counts.dropped),
+];
+
 impl Document for Metrics {
     fn render(&self) -> Vec<u8> {
         let mut text = Exposition::default();
@@ -133,6 +158,16 @@ impl Document for Metrics {
             for Named { name: disk, disk: of } in &self.0.disks {
                 text.value(name, &[("disk", disk)], value(&of.health().counts()));
             }
+        }
+        for (ending, what, kind, figure) in FIGURES {
+            let name = format!("instar_extents_{ending}");
+            text.begin(&name, kind, &format!("{what} the known extents."));
+            for Named { name: disk, disk: of } in &self.0.disks {
+                text.value(&name, &[("disk", disk)], figure(&of.extent_counts()));
+            }
+            let name = format!("instar_inflated_{ending}");
+            text.begin(&name, kind, &format!("{what} the inflated clusters."));
+            text.value(&name, &[], figure(&self.0.inflated()));
         }
         let name = "instar_cage_restarts_total";
         text.begin(name, MetricKind::Counter, "Times a resident cage died and was started anew.");

@@ -47,6 +47,9 @@ pub enum MountError {
     /// Nowhere to mount on.
     #[error("no mount point is given")]
     NoPoint,
+    /// What gives memory back could not be started.
+    #[error("cannot start the thread that gives memory back")]
+    Idle(#[source] io::Error),
     /// The process that unmounts could not be started.
     #[error("cannot start the keeper of the mount")]
     Keeper(#[source] io::Error),
@@ -75,6 +78,7 @@ impl MountError {
             Self::Background(_) => Some("-f stays in the foreground"),
             Self::Session(_)
             | Self::Keeper(_)
+            | Self::Idle(_)
             | Self::Signals(_)
             | Self::Command(_)
             | Self::Folder(_)

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use instar_abi::boot::JobKind;
+use instar_abi::summary::feature;
 use parking_lot::Mutex;
 
 pub use background::SERVER_OPTION;
@@ -34,7 +35,7 @@ use super::inspect::Inspector;
 use super::options::{MountOptions, OnDamageArg};
 use super::repair::Request;
 use super::{log, say};
-use crate::disk::{ExtentSource, OnDamage, Revived, SharedSource};
+use crate::disk::{ExtentSource, OnDamage, Revived, SharedSource, forget_when_idle};
 use crate::error::Error;
 use crate::event;
 use crate::exit::Exit;
@@ -45,10 +46,6 @@ use crate::sandbox::error::SandboxError;
 use crate::sandbox::job::Job;
 use crate::sandbox::{Resident, SandboxChoice, lockdown};
 
-/// Memory for the extents of one disk.
-const EXTENT_CACHE_BYTES: usize = 8 << 20;
-/// Memory for inflated clusters, of all disks of one image together.
-const UNPACKED_BYTES: usize = 24 << 20;
 /// Resident cages of one image: as many as there are threads that could ask them.
 const CAGES_MAX: usize = 2;
 /// The folder of the snapshots' disks.
@@ -103,13 +100,17 @@ fn serve(options: &MountOptions, point: &Path) -> Result<Exit, Error> {
         Err(exit) => return Ok(exit),
     };
     let cages = source.kind();
-    let below = Below::open(options, &image, &examined.report)?;
+    let has_below = examined.report.summary.features & feature::BACKING != 0;
+    let memory = options.cache.memory().part(if has_below { 2 } else { 1 });
+    let below = Below::open(options, &image, &examined.report, memory)?;
     let snapshots = match &point {
         MountPoint::File(_) => Vec::new(),
         MountPoint::Directory(_) => snapshots::find(&examined.report, &inspector)?,
     };
     let sources = Sources::new(source, &job, inspector.choice());
-    let disks = Disks::new(&examined.report, &job, sources, snapshots, &below, options.on_damage.into());
+    let on_damage = options.on_damage.into();
+    let disks = Disks::new(&examined.report, &job, sources, snapshots, &below, on_damage, memory);
+    let unpackers = disks.unpackers.iter().map(Arc::downgrade).collect();
     let is_clean_below = below.is_clean();
     let shown = Shown { image: &image, report: &examined.report, disks, is_clean_below };
     let mut tree = shown.tree(&point)?;
@@ -120,6 +121,7 @@ fn serve(options: &MountOptions, point: &Path) -> Result<Exit, Error> {
         .map_err(MountError::Session)?;
     lockdown::give_up_rights()?;
     let mounted = attached.start().map_err(MountError::Session)?;
+    forget_when_idle(unpackers).map_err(MountError::Idle)?;
     tracing::info!(
         event = event::MOUNTED.id,
         image = %escape_path(image.path()),

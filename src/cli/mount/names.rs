@@ -104,6 +104,7 @@ fn watched(disks: &Disks, known: Known, active: String) -> Watched {
         known,
         disks: std::iter::once(active).chain(snapshots).collect(),
         restarts: disks.restarts.clone(),
+        unpackers: disks.unpackers.clone(),
     }
 }
 
