@@ -138,6 +138,12 @@ impl Faults {
     pub fn of(&self, problem: Problem) -> &[Finding] {
         self.found.get(&problem).map_or(&[], Vec::as_slice)
     }
+
+    /// The damaged header field whose value the rest of the file determines.
+    #[must_use]
+    pub fn determined(&self) -> Option<&Finding> {
+        self.found.values().flatten().find(|finding| finding.witnesses > 0)
+    }
 }
 
 /// Collects findings and owners.

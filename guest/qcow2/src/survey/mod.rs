@@ -4,7 +4,7 @@
 //! ```text
 //! regions    every use of every cluster, from the counts of the check            places, tables
 //! picture    the extents of the active disk                                      crate::map
-//! dump       lost tables, stand-ins, names                                       orphans, names
+//! dump       lost tables, stand-ins, names, what a damaged field led to           orphans, names, restored
 //! ```
 //!
 //! Invariant: a part of the file is marked as one that may be copied only where nothing refers to it as guest data
@@ -17,6 +17,7 @@ mod judge;
 mod names;
 mod orphans;
 mod places;
+mod restored;
 mod tables;
 
 use instar_abi::boot::FILE_IMAGE;
@@ -28,14 +29,16 @@ use instar_abi::summary::Summary;
 
 use crate::check::reader::Reader;
 use crate::check::recount::recount_during;
-use crate::check::report::Report;
+use crate::check::report::{Faults, Report};
 use crate::check::roots::{self, Image, Roots};
+use crate::check::{Options, inspect};
 use crate::facts;
 use crate::host::Host;
 use crate::map;
 use crate::ondisk::Fault;
 use crate::ondisk::header::FIXED_BYTES;
 use places::Places;
+use restored::Restored;
 
 /// Tells who uses which part of the file, then what the active disk is made of.
 pub fn picture<H: Host>(host: &mut H) -> Summary {
@@ -49,27 +52,43 @@ pub fn picture<H: Host>(host: &mut H) -> Summary {
 }
 
 /// Tells what a copy of the image without guest data holds; with `mask_names`, without names too.
+///
+/// Of an image with a damaged header field that the rest of it determines, this is what the header leads to as it is,
+/// and what it leads to with the field restored.
 pub fn dump<H: Host>(host: &mut H, mask_names: bool) -> Summary {
-    let (mut reader, image, roots, summary) = match regions(host) {
-        Ok(found) => found,
+    let checked = inspect(host, &Options { silent: true, ..Options::default() });
+    let field = checked.faults.determined();
+    let summary = match all(host, &checked.faults, mask_names) {
+        Ok(summary) => summary,
         Err(fault) => {
-            if fault.problem != Problem::NotQcow2 {
+            if fault.problem != Problem::NotQcow2 && field.is_none() {
                 tell_header_alone(host);
             }
-            return refused(host, &fault);
+            refused(host, &fault)
         }
     };
-    orphans::tell(host, &mut reader, &image);
+    let restored = field.and_then(|field| Restored::new(host, field));
+    if let Some(Err(_)) = restored.map(|mut image| all(&mut image, &Faults::default(), mask_names)) {
+        tell_header_alone(host);
+    }
+    summary
+}
+
+/// Tells of everything that a copy holds of an image as its header is.
+fn all<H: Host>(host: &mut H, found: &Faults, mask_names: bool) -> Result<Summary, Fault> {
+    let (mut reader, image, roots, summary) = regions(host)?;
+    orphans::tell(host, &mut reader, &image, found);
     if let Some(crypto) = image.extensions.crypto {
         names::keep_crypto_magic(host, &mut reader, &image, crypto.offset);
     }
     if mask_names {
         names::mask(host, &mut reader, &image, &roots);
     }
-    summary
+    Ok(summary)
 }
 
-/// Tells of an image whose header leads to nothing. Evidence for the header is looked for in the rest of it.
+/// Tells of an image whose header leads to nothing, and of which nothing else says where it should. What a check looks
+/// for evidence in is left out.
 fn tell_header_alone<H: Host>(host: &mut H) {
     let end = host.file_len(FILE_IMAGE).unwrap_or(0);
     let header_end = end.min(FIXED_BYTES as u64);

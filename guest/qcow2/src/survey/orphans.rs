@@ -8,8 +8,8 @@ use instar_abi::problem::Problem;
 use instar_abi::region::{COPIED, Region};
 
 use crate::check::reader::{Bytes, Reader};
+use crate::check::report::Faults;
 use crate::check::roots::Image;
-use crate::check::{Options, inspect};
 use crate::host::Host;
 use crate::ondisk::bytes::is_zero;
 
@@ -18,10 +18,9 @@ const HEAD_BYTES: usize = 512;
 /// Stands for content: as an entry of any table it is impossible.
 const MARK: [u8; 8] = [0xff; 8];
 
-/// Tells of lost tables, and marks the other leaked clusters that may be data.
-pub fn tell<H: Host>(host: &mut H, reader: &mut Reader, image: &Image) {
-    let checked = inspect(host, &Options { silent: true, ..Options::default() });
-    for table in checked.faults.of(Problem::OrphanTable) {
+/// Tells of lost tables, and marks the other leaked clusters that may be data, by what a check has found.
+pub fn tell<H: Host>(host: &mut H, reader: &mut Reader, image: &Image, found: &Faults) {
+    for table in found.of(Problem::OrphanTable) {
         let len = image.bounds.present(table.host_offset, table.host_len);
         if len > 0 {
             let table = Region { offset: table.host_offset, len, table: Table::L2 as u32, flags: COPIED };
@@ -29,7 +28,7 @@ pub fn tell<H: Host>(host: &mut H, reader: &mut Reader, image: &Image) {
         }
     }
     let cluster = image.header.cluster;
-    for run in checked.faults.of(Problem::OrphanData) {
+    for run in found.of(Problem::OrphanData) {
         let mut next = cluster.index(run.host_offset);
         let end = next.saturating_add(run.count);
         while next < end {
