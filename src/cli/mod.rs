@@ -22,6 +22,7 @@ pub mod history;
 pub mod info;
 pub mod inspect;
 pub mod log;
+pub mod look_options;
 pub mod map;
 pub mod memory;
 pub mod mount;
