@@ -17,7 +17,9 @@ demo: ## damage an image, heal it, mount it, look into it
 
 test: ## every test; those that need what the machine lacks say so
 	@scripts/need mkfs.ext4=e2fsprogs qemu-img=qemu-utils qemu-io=qemu-utils qemu-storage-daemon=qemu-system-common \
-		fusermount3=fuse3 sfdisk=fdisk nbdkit=nbdkit xmllint=libxml2-utils cc=gcc
+		fusermount3=fuse3 sfdisk=fdisk nbdkit=nbdkit xmllint=libxml2-utils strace=strace man=man-db python3=python3 \
+		systemd-analyze=systemd chromium=chromium setpriv=util-linux losetup=mount cc=gcc
+	@tests/svm/fetch target/svm || [ $$? = 77 ] # the emulator, which the packages of qemu-utils may be at odds with
 	$(CARGO) test --workspace --locked
 
 check: ## what CI runs, cheapest first

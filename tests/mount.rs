@@ -32,8 +32,7 @@ impl Scene {
     fn new() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let image = folder.path().join("disk.qcow2");
-        must(tools::qemu_img(["create", "-q", "-f", "qcow2"]).arg(&image).arg("64M"));
-        must(tools::qemu_io("qcow2", ["write -q -P 1 0 1M", "write -q -P 2 32M 1M"]).arg(&image));
+        tools::make_disk(&image, ["write -q -P 1 0 1M", "write -q -P 2 32M 1M"]);
         Self::with(folder, image)
     }
 

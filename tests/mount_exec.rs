@@ -27,8 +27,7 @@ impl Scene {
     fn new() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let image = folder.path().join("disk.qcow2");
-        tools::must(tools::qemu_img(["create", "-q", "-f", "qcow2"]).arg(&image).arg("64M"));
-        tools::must(tools::qemu_io("qcow2", ["write -q -P 1 0 1M"]).arg(&image));
+        tools::make_disk(&image, ["write -q -P 1 0 1M"]);
         fs::create_dir(folder.path().join("tmp")).expect("a new folder");
         Self { folder, image }
     }

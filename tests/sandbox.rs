@@ -9,7 +9,6 @@ mod sandbox_support;
 mod support;
 
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -27,8 +26,7 @@ use support::tools;
 /// A 64 MiB image with 64 KiB of data at 1 MiB.
 fn image(dir: &Path) -> Arc<ImageFile> {
     let path = dir.join("disk.qcow2");
-    tools::must(tools::qemu_img(["create", "-q", "-f", "qcow2"]).arg(&path).arg("64M"));
-    tools::must(Command::new("qemu-io").args(["-f", "qcow2", "-c", "write -P 7 1M 64k"]).arg(&path));
+    tools::make_disk(&path, ["write -P 7 1M 64k"]);
     Arc::new(ImageFile::open_read_only(&path).unwrap())
 }
 

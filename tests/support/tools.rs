@@ -153,3 +153,9 @@ pub fn ensure_untouched<T>(files: &[&Path], action: impl FnOnce() -> T) -> T {
     assert_eq!(before, after, "a file was written that nobody asked to write");
     result
 }
+
+/// Makes `image`, of a 64 MiB disk, and has qemu-io carry out `writes` on it.
+pub fn make_disk<'a>(image: &Path, writes: impl IntoIterator<Item = &'a str>) {
+    must(qemu_img(["create", "-q", "-f", "qcow2"]).arg(image).arg("64M"));
+    must(qemu_io("qcow2", writes).arg(image));
+}
