@@ -12,8 +12,14 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use instar_abi::boot::JobKind;
+use instar_mount::disk::Payload;
+use instar_mount::image::ImageFile;
+use instar_mount::sandbox::job::Job;
+use instar_mount::sandbox::{Resident, SandboxChoice};
 use support::program::cages;
 use support::tools::{self, must};
 use tempfile::TempDir;
@@ -244,4 +250,25 @@ fn peak_kib(point: &Path) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[test]
+fn payloads_that_come_with_their_requests_cost_one_call_and_long_ones_two() {
+    need!(tools::qemu());
+    let (small, large) = (Packed::new("zstd", 65_536), Packed::new("zlib", 2 << 20));
+    for cage in cages() {
+        let choice = if cage == "kvm" { SandboxChoice::Kvm } else { SandboxChoice::Process };
+        for (packed, calls) in [(&small, 1), (&large, 2)] {
+            let file = Arc::new(ImageFile::open_read_only(&packed.image).unwrap());
+            let mut resident = Resident::start(&Job::new(JobKind::Map, file), choice).unwrap();
+            let (offset, len) = packed.payload(0);
+            let payload = Payload { offset, len: u32::try_from(len).unwrap() };
+            let cluster = packed.cluster_bytes;
+            resident.inflate(&[payload], cluster as u64).unwrap();
+            let before = resident.stats().exits;
+            let clusters = resident.inflate(&[payload], cluster as u64).unwrap();
+            assert_same(clusters[0].as_ref().unwrap(), &packed.expected[..cluster], cage);
+            assert_eq!(resident.stats().exits - before, calls, "{cage}, clusters of {cluster}");
+        }
+    }
 }

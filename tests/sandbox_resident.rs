@@ -192,7 +192,8 @@ fn resident_that_calls_out_of_turn_is_a_fault() {
             (vec![done.clone()], "call Done is not for"),
             (vec![call::<u64>(Op::Finding, 1, &[1])], "call Finding is not for"),
             (vec![call::<u64>(Op::Stage, 1, &[1])], "call Stage is not for"),
-            (vec![call::<u64>(Op::Next, 1, &[])], "must be none"),
+            (vec![call::<u64>(Op::Next, 2, &[])], "must be 1"),
+            (vec![call::<u64>(Op::Next, 1, &[ARENA_BASE, ARENA_BYTES + 1])], "is not in the arena"),
             (vec![call::<u64>(Op::Next, 0, &[])], "the answer ends at"),
         ] {
             let error = start(&job(&calls), choice).map(ACTIVE, 0, 1, &mut Vec::new()).unwrap_err();

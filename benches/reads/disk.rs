@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::support::tools;
 
-/// Bytes of the disk: more than what any server keeps inflated.
+/// Bytes of the disk: far more than what any server keeps inflated.
 pub const DISK_BYTES: u64 = 512 << 20;
 /// Words that the disk's text is made of, by number.
 const WORDS: u64 = 1 << 14;

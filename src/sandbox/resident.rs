@@ -139,7 +139,8 @@ impl Resident {
             return Err(host(&action, io::ErrorKind::InvalidInput));
         }
         let op = MapOp::Map as u32;
-        let request = MapRequest { op, snapshot, guest_offset, guest_len, host_offset: 0, host_len: 0 };
+        let request =
+            MapRequest { op, snapshot, guest_offset, guest_len, host_offset: 0, host_len: 0, payload: 0 };
         match self.ask(vec![request])? {
             Reply::Extents(extents) => into.extend(extents),
             Reply::Clusters(_) => return Err(mixed_up()),
@@ -171,6 +172,7 @@ impl Resident {
             guest_len: cluster_bytes,
             host_offset: payload.offset,
             host_len: u64::from(payload.len),
+            payload: 0,
         });
         match self.ask(requests.collect())? {
             Reply::Clusters(clusters) => Ok(clusters),
@@ -267,7 +269,7 @@ fn serve(
     for request in requests {
         let narrowed = narrowing.when_serving(kind).map_err(SandboxError::from);
         let reply =
-            narrowed.and_then(|()| server.ask(&request)).and_then(|()| to_idle(&mut *cage, &mut server));
+            narrowed.and_then(|()| server.ask(request)).and_then(|()| to_idle(&mut *cage, &mut server));
         let reply = reply.and_then(|()| server.take_answer());
         let failed = reply.is_err();
         if replies.send((reply, server.stats())).is_err() || failed {

@@ -165,7 +165,15 @@ impl Host for NativeHost<'_> {
 }
 
 fn request(op: MapOp) -> MapRequest {
-    MapRequest { op: op as u32, snapshot: 0, guest_offset: 0, guest_len: 0, host_offset: 0, host_len: 0 }
+    MapRequest {
+        op: op as u32,
+        snapshot: 0,
+        guest_offset: 0,
+        guest_len: 0,
+        host_offset: 0,
+        host_len: 0,
+        payload: 0,
+    }
 }
 
 /// Runs `describe` without a cage.

@@ -16,7 +16,7 @@
 //! | `Text` | [`TextHeader`], then `len` bytes that are data and nothing else | - |
 //! | `Extent` | [`crate::extent::Extent`] x count, for the request under way, or of a survey | - |
 //! | `Progress` | [`ProgressRecord`] | - |
-//! | `Next` | - | [`crate::extent::MapRequest`] x count; more than one only if all are to inflate |
+//! | `Next` | nothing, or a [`LandingRange`] that holds until the next one | [`crate::extent::MapRequest`] x count; more than one only if all are to inflate, their payloads in the landing range as far as it goes |
 //! | `Done` | [`crate::summary::Summary`] | none: the job is over |
 //! | `Fail` | [`TextHeader`] (kind = a [`FailKind`]), then text | none: the job is over |
 //! | `Region` | [`crate::region::Region`] x count | - |
@@ -164,6 +164,16 @@ pub struct StageRange {
     pub len: u64,
     /// Inmate address within the arena that holds the bytes.
     pub src: u64,
+}
+
+/// Room of the inmate's for payloads that come with requests to inflate.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct LandingRange {
+    /// Inmate address within the arena. The host may write there whenever it answers a `Next` or an `Inflated`.
+    pub dest: u64,
+    /// Bytes.
+    pub len: u64,
 }
 
 /// An internal snapshot; its names come as texts.

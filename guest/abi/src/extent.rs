@@ -43,6 +43,9 @@ pub struct MapRequest {
     pub host_offset: u64,
     /// For [`MapOp::Inflate`]: the extent's `host_len`.
     pub host_len: u64,
+    /// For [`MapOp::Inflate`]: inmate address of the `host_len` bytes of the payload, or 0 where the inmate has to read
+    /// them itself.
+    pub payload: u64,
 }
 
 /// Most requests that one answer to `Next` holds.

@@ -47,7 +47,7 @@ fn ring() {
         process::ring();
     } else {
         // SAFETY: leaves the cage; the host writes to nothing but the call area and the arena places named in
-        // the call, and the lack of `nomem` tells the compiler so.
+        // the call or, for requests, in the last `Next`, and the lack of `nomem` tells the compiler so.
         unsafe {
             asm!("out dx, al", in("dx") DOORBELL_PORT, in("al") 0u8, options(nostack, preserves_flags))
         };

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use instar_abi::boot::{BootPage, FILE_ABSENT};
 use instar_abi::call::{
-    DataRange, DataRangesCall, InflatedRange, Op, Phase, ProgressRecord, ReadRange, ScopeRange, SnapshotRecord, StageRange, TEXT_BYTES_MAX,
+    DataRange, DataRangesCall, InflatedRange, LandingRange, Op, Phase, ProgressRecord, ReadRange, ScopeRange, SnapshotRecord, StageRange, TEXT_BYTES_MAX,
     TextHeader, TextKind, records_max,
 };
 use instar_abi::extent::{Extent, MapRequest, REQUESTS_MAX};
@@ -26,6 +26,8 @@ use crate::gate::Gate;
 
 /// Records of a kind that are kept before they are sent.
 const BATCH: usize = 1024;
+/// Room for payloads that come with requests: those of a megabyte in clusters that two cages share. Longer ones are read.
+const LANDING_BYTES: usize = 512 << 10;
 
 /// The host as the jobs see it.
 pub struct GateHost {
@@ -38,6 +40,8 @@ pub struct GateHost {
     ranges: Vec<ReadRange>,
     /// The next requests have come as the answer to the clusters of those before.
     asked: bool,
+    /// Room for payloads, once there is a request to wait for. The host writes to it while it answers.
+    landing: Vec<u8>,
 }
 
 impl GateHost {
@@ -52,6 +56,7 @@ impl GateHost {
             regions: Vec::new(),
             ranges: Vec::new(),
             asked: false,
+            landing: Vec::new(),
         }
     }
 
@@ -245,11 +250,21 @@ impl Host for GateHost {
     fn next(&mut self, requests: &mut Vec<MapRequest>) {
         if !core::mem::take(&mut self.asked) {
             self.flush();
-            self.gate.signal(Op::Next);
+            if self.landing.is_empty() {
+                self.landing = vec![0; LANDING_BYTES];
+            }
+            let dest = self.landing.as_mut_ptr().expose_provenance() as u64;
+            self.gate.send(Op::Next, &[LandingRange { dest, len: LANDING_BYTES as u64 }]);
         }
         requests.clear();
         let asked = self.gate.answered().min(REQUESTS_MAX);
         requests.extend((0..asked).map(|index| self.gate.record::<MapRequest>(index)));
+    }
+
+    fn payload(&self, request: &MapRequest) -> Option<&[u8]> {
+        let start = self.landing.as_ptr().addr() as u64;
+        let at = to_usize(request.payload.checked_sub(start)?);
+        self.landing.get(at..at.checked_add(to_usize(request.host_len))?)
     }
 
     fn memory_budget(&self) -> usize {

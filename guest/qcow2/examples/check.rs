@@ -126,8 +126,15 @@ impl Host for Native {
 
     fn next(&mut self, requests: &mut Vec<MapRequest>) {
         let exit = MapOp::Exit as u32;
-        let none =
-            MapRequest { op: exit, snapshot: 0, guest_offset: 0, guest_len: 0, host_offset: 0, host_len: 0 };
+        let none = MapRequest {
+            op: exit,
+            snapshot: 0,
+            guest_offset: 0,
+            guest_len: 0,
+            host_offset: 0,
+            host_len: 0,
+            payload: 0,
+        };
         *requests = vec![none];
     }
 

@@ -78,6 +78,11 @@ pub trait Host {
     /// Waits for the next requests of a resident job: one, or several that all are to inflate.
     fn next(&mut self, requests: &mut alloc::vec::Vec<MapRequest>);
 
+    /// The payload of one of the requests that [`Host::next`] gave last, where it came along with it.
+    fn payload(&self, _request: &MapRequest) -> Option<&[u8]> {
+        None
+    }
+
     /// Bytes that the job may allocate in all; what it must stay below to get an answer.
     fn memory_budget(&self) -> usize;
 }

@@ -129,9 +129,10 @@ proptest! {
             put(&server, call, count, &words);
             // An error ends a job; here it goes on, which asks more of the server, not less.
             if let Ok(Served::Idle) = server.serve(&mut observer) {
+                let (guest_offset, guest_len, host_len) = (4096, 9, 9);
                 let request =
-                    MapRequest { op, snapshot: 0, guest_offset: 4096, guest_len: 9, host_offset: 0, host_len: 0 };
-                server.ask(&[request]).unwrap();
+                    MapRequest { op, snapshot: 0, guest_offset, guest_len, host_offset: 0, host_len, payload: 0 };
+                server.ask(vec![request]).unwrap();
             }
         }
         match server.take_answer() {

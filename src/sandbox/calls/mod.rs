@@ -9,6 +9,7 @@ mod clusters;
 mod files;
 #[cfg(test)]
 mod fuzz;
+mod landing;
 mod report;
 mod steps;
 mod survey;
@@ -18,7 +19,8 @@ use std::time::Instant;
 
 use instar_abi::boot::JobKind;
 use instar_abi::call::{
-    CallHeader, DataRange, DataRangesCall, InflatedRange, Op, ReadRange, ScopeRange, StageRange, records_max,
+    CallHeader, DataRange, DataRangesCall, InflatedRange, LandingRange, Op, ReadRange, ScopeRange,
+    StageRange, records_max,
 };
 use instar_abi::extent::{Extent, MapOp, MapRequest};
 use instar_abi::finding::{Finding, Owner};
@@ -39,6 +41,7 @@ use answer::Answer;
 use clusters::Clusters;
 use files::Files;
 pub(super) use files::lengths;
+use landing::Landing;
 use report::Reports;
 use steps::Steps;
 use survey::Survey;
@@ -85,6 +88,7 @@ pub(super) struct Server {
     survey: Survey,
     pending: Option<Pending>,
     waited: bool,
+    landing: Option<Landing>,
     stats: RunStats,
     /// Calls and bytes read since the job or the request began; these are what the limits are about.
     calls: u64,
@@ -146,6 +150,7 @@ impl Server {
             survey: Survey::default(),
             pending: None,
             waited: false,
+            landing: None,
             calls: 0,
             bytes_read: 0,
             began: Instant::now(),
@@ -189,15 +194,20 @@ impl Server {
     }
 
     /// Puts requests into the call area of an inmate that waits for some: one, or several that all are to inflate.
-    pub(super) fn ask(&mut self, requests: &[MapRequest]) -> Result<(), SandboxError> {
+    pub(super) fn ask(&mut self, mut requests: Vec<MapRequest>) -> Result<(), SandboxError> {
         (self.calls, self.bytes_read, self.began) = (0, 0, Instant::now());
         self.pending = requests.first().map(|first| {
             if first.op == MapOp::Inflate as u32 {
-                Pending::Clusters(Clusters::new(requests))
+                Pending::Clusters(Clusters::new(&requests))
             } else {
                 Pending::Extents(Answer::new(first))
             }
         });
+        if let (Some(Pending::Clusters(_)), Some(landing)) = (&self.pending, self.landing) {
+            let landed = landing.land(&mut requests, &self.files, &self.memory);
+            charge(&mut self.bytes_read, landed, self.limits.bytes_read, "bytes read")?;
+            self.stats.bytes_read += landed;
+        }
         let count = u32::try_from(requests.len()).unwrap_or(u32::MAX);
         self.write(std::mem::offset_of!(CallHeader, count) as u64, count.as_bytes())?;
         self.write(RECORDS, requests.as_bytes())
@@ -276,7 +286,10 @@ impl Server {
             Op::Snapshot => report::snapshot(&self.one(op, header.count)?, observer)?,
             Op::Progress => report::progress(&self.one(op, header.count)?, observer)?,
             Op::Next => {
-                self.no_records(op, header.count)?;
+                if header.count > 0 {
+                    let range: LandingRange = self.one(op, header.count)?;
+                    self.landing = Some(Landing::new(range, &self.memory)?);
+                }
                 self.waited = true;
                 return Ok(Served::Idle);
             }

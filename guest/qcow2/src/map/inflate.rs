@@ -1,4 +1,5 @@
-//! Compressed clusters on their way out: one vectored read for all payloads of a batch, one call for all clusters.
+//! Compressed clusters on their way out: one vectored read for all payloads of a batch that did not come with it, one
+//! call for all clusters.
 //!
 //! Invariant: each request is answered, in order; a payload that does not inflate costs its own cluster and no other.
 
@@ -38,7 +39,10 @@ impl<'a> Clusters<'a> {
         let requests = requests.get(..most).unwrap_or(requests);
         let plan: Vec<Result<Range, Problem>> =
             requests.iter().map(|request| self.plan(&bounds, request)).collect();
-        let mut reads: Vec<Range> = plan.iter().filter_map(|range| range.ok()).collect();
+        let missing = |request| host.payload(request).is_none();
+        let mut reads: Vec<Range> = (requests.iter().zip(&plan))
+            .filter_map(|(request, range)| range.ok().filter(|_| missing(request)))
+            .collect();
         let mut payloads = vec![0; reads.iter().map(|range| range.len).sum()];
         if !reads.is_empty() {
             host.read(&mut reads, &mut payloads);
@@ -47,14 +51,21 @@ impl<'a> Clusters<'a> {
         let mut reads = reads.iter();
         let mut rest = payloads.as_slice();
         let mut outcomes: Vec<Result<&[u8], Problem>> = Vec::with_capacity(requests.len());
-        for (plan, into) in plan.iter().zip(self.clusters.chunks_exact_mut(cluster)) {
-            let outcome = plan.and_then(|_| {
+        let clusters = self.clusters.chunks_exact_mut(cluster);
+        for ((request, plan), into) in requests.iter().zip(&plan).zip(clusters) {
+            let payload = plan.and_then(|_| {
+                if let Some(payload) = host.payload(request) {
+                    return Ok(payload);
+                }
                 let read = reads.next().ok_or(Problem::CompressedDamaged)?;
                 let (payload, behind) = rest.split_at_checked(read.len).ok_or(Problem::CompressedDamaged)?;
                 rest = behind;
                 if read.error != 0 {
                     return Err(Problem::ReadError);
                 }
+                Ok(payload)
+            });
+            let outcome = payload.and_then(|payload| {
                 self.inflater.inflate(payload, into).map_err(|_| Problem::CompressedDamaged)
             });
             outcomes.push(outcome.map(|()| &*into));
