@@ -18,7 +18,9 @@ use std::sync::Arc;
 use instar_abi::finding::ACTIVE;
 use instar_abi::summary::Summary;
 use instar_mount::disk::{Disk, ExtentSource};
-use instar_mount::fuse::{Admitted, Attached, Content, Keeper, MountPoint, ROOT, Tree, Unmounter};
+use instar_mount::fuse::{
+    Admitted, Attached, Content, Keeper, MountPoint, ROOT, TransportChoice, Tree, Unmounter,
+};
 use instar_mount::image::{Backend, ImageFile};
 use instar_mount::sandbox::observer::Ignore;
 use parking_lot::Mutex;
@@ -57,7 +59,8 @@ impl Served {
     fn mount(folder: TempDir, disk: Arc<Disk>, tree: Tree, point: &Path) -> Self {
         let point = MountPoint::check(point, (0, 0)).unwrap();
         let keeper = Keeper::start(Path::new(env!("CARGO_BIN_EXE_instar-mount")), &point).unwrap();
-        let mounted = Attached::new(tree, &point, "test", Admitted::Owner, keeper).unwrap();
+        let mounted =
+            Attached::new(tree, &point, "test", Admitted::Owner, TransportChoice::Auto, keeper).unwrap();
         let mounted = mounted.start().unwrap();
         let unmounter = mounted.unmounter();
         let serving = std::thread::spawn(move || mounted.wait().unwrap());

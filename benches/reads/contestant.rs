@@ -22,8 +22,10 @@ const LOOK: Duration = Duration::from_micros(500);
 /// Who serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// The program under test.
+    /// The program under test, through `/dev/fuse`.
     Ours,
+    /// The same through rings.
+    OursWithRings,
     /// QEMU's own daemon.
     Qemu,
     /// The bare server of the raw file.
@@ -48,9 +50,21 @@ impl Kind {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Ours => "instar-mount",
+            Self::OursWithRings => "instar-mount, rings",
             Self::Qemu => "qemu-storage-daemon",
             Self::Passthrough => "passthrough of raw",
         }
+    }
+
+    /// Whether it is a program of this project's.
+    pub const fn is_ours(self) -> bool {
+        matches!(self, Self::Ours | Self::OursWithRings)
+    }
+
+    fn ours(transport: &str, below: &str, point: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_instar-mount"));
+        command.args(["--foreground", "--quiet", "--transport", transport, below, point]);
+        command
     }
 
     fn command(self, below: &Path, point: &Path) -> Command {
@@ -61,10 +75,8 @@ impl Kind {
             command
         };
         match self {
-            Self::Ours => of(
-                env!("CARGO_BIN_EXE_instar-mount"),
-                &["--foreground".into(), "--quiet".into(), below.to_string(), point.to_string()],
-            ),
+            Self::Ours => Self::ours("fuse", &below.to_string(), &point.to_string()),
+            Self::OursWithRings => Self::ours("uring", &below.to_string(), &point.to_string()),
             Self::Qemu => of(
                 "qemu-storage-daemon",
                 &[

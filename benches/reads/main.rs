@@ -24,7 +24,7 @@ use std::time::Instant;
 use contestant::{Contestant, Kind};
 use disk::{DISK_BYTES, Packing};
 use fio::Line;
-use support::tools;
+use support::{rings, tools};
 
 const fn sequential(name: &'static str, is_direct: bool, is_cold: bool) -> Line {
     Line { name, order: "read", block: "1M", is_direct, depth: 1, jobs: 1, span_bytes: DISK_BYTES, is_cold }
@@ -128,10 +128,13 @@ fn compare(packing: Packing, raw: &Path, wanted: &str) -> io::Result<()> {
         return Ok(());
     }
     let image = packing.image(raw)?;
-    let mut servers = vec![
-        Contestant::start(Kind::Ours, &image, DISK_BYTES),
-        Contestant::start(Kind::Qemu, &image, DISK_BYTES),
-    ];
+    let mut servers = vec![Contestant::start(Kind::Ours, &image, DISK_BYTES)];
+    let with_rings = rings::with(|| Contestant::start(Kind::OursWithRings, &image, DISK_BYTES));
+    match with_rings {
+        Ok(server) => servers.push(server),
+        Err(reason) => writeln!(io::stderr(), "without rings: {reason}")?,
+    }
+    servers.push(Contestant::start(Kind::Qemu, &image, DISK_BYTES));
     if packing == Packing::Plain {
         servers.push(Contestant::start(Kind::Passthrough, raw, DISK_BYTES));
     }
@@ -166,19 +169,23 @@ fn measure(line: &Line, servers: &[Contestant]) -> Vec<Figures> {
 
 fn print(all: &[Figures], (factor, processor): (f64, Option<f64>)) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    let ours = (median(&all[0].rates), median(&all[0].us_per_read));
+    let figures_of = |kind| all.iter().find(|figures| figures.kind == kind);
     for figures in all {
         let (rate, us) = (median(&figures.rates), median(&figures.us_per_read));
-        let against = match figures.kind {
-            Kind::Ours => String::new(),
-            Kind::Qemu => {
-                let time = processor.map_or(format!("{:.2}", ours.1 / us), |most| at_most(ours.1 / us, most));
-                format!("   ours x {}, time x {time}", at_least(ours.0 / rate, factor))
+        let (megabytes, name) = (rate / 1e6, figures.kind.name());
+        write!(out, "  {name:<20} {megabytes:>8.1} MB/s {us:>8.2} us/read")?;
+        if figures.kind.is_ours() {
+            if let Some(qemu) = figures_of(Kind::Qemu) {
+                let ratio = us / median(&qemu.us_per_read);
+                let time = processor.map_or(format!("{ratio:.2}"), |most| at_most(ratio, most));
+                let rate = at_least(rate / median(&qemu.rates), factor);
+                write!(out, "   x qemu {rate}, time x {time}")?;
             }
-            Kind::Passthrough => format!("   ours x {}", at_least(ours.0 / rate, 0.95)),
-        };
-        let megabytes = rate / 1e6;
-        writeln!(out, "  {:<20} {megabytes:>8.1} MB/s {us:>8.2} us/read{against}", figures.kind.name())?;
+            if let Some(bare) = figures_of(Kind::Passthrough) {
+                write!(out, "   x passthrough {}", at_least(rate / median(&bare.rates), 0.95))?;
+            }
+        }
+        writeln!(out)?;
     }
     Ok(())
 }

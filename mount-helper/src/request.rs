@@ -19,6 +19,7 @@ const WITH_VALUE: &[&str] = &[
     "backing-format",
     "on-damage",
     "cache-size",
+    "transport",
     "uid",
     "gid",
     "umask",

@@ -34,6 +34,7 @@ pub mod repair;
 pub mod say;
 pub mod size;
 pub mod status;
+pub mod transport;
 pub mod undo;
 
 /// A whole program: parses the process's arguments, does `work`, explains what went wrong. A panic, which is a

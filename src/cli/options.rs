@@ -11,6 +11,7 @@ pub use super::look_options::{ColourWhen, DumpArgs, InfoArgs, MapArgs, MapFormat
 
 use super::access::AccessArgs;
 use super::cache::CacheArgs;
+use super::transport::TransportArgs;
 use super::{decide, size};
 
 const CHECK_EXAMPLES: &str = "\
@@ -291,6 +292,9 @@ pub struct MountOptions {
     #[command(flatten)]
     #[expect(missing_docs, reason = "the type says it")]
     pub cache: CacheArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the type says it")]
+    pub transport: TransportArgs,
     /// Run CMD with the shell while the disk is mounted, $INSTAR_DISK being its path and $INSTAR_MOUNT the folder that it
     /// is in, then unmount. Without MOUNTPOINT that is a folder of its own, open to nobody else. The exit code is that of
     /// CMD, or 128 and the signal that ended it.

@@ -7,6 +7,7 @@ use instar_abi::extent::Extent;
 use tracing::warn;
 
 use super::extent::{Piece, Place, checked};
+use super::source::Payload;
 use super::view::{Backing, Disk, Stop};
 
 /// A window is doubled at most this many times, as long as the answers stay small.
@@ -33,6 +34,28 @@ impl Disk {
             Some(piece) => Ok(piece),
             None => self.ask(at),
         }
+    }
+
+    /// Whether a read of `len` bytes from guest byte `offset` on asks no source: all of their extents are known, and what
+    /// is compressed is kept inflated. It may still be otherwise a moment later.
+    #[must_use]
+    pub fn is_at_hand(&self, offset: u64, len: u64) -> bool {
+        let end = offset.saturating_add(len).min(self.size_bytes);
+        let mut at = offset;
+        while at < end {
+            let Some(piece) = self.cache.piece(at) else { return false };
+            let len = piece.len.min(end - at);
+            let is_at_hand = match (piece.place, &self.backing) {
+                (Place::Compressed { offset, len }, _) => self.unpacker.holds(Payload { offset, len }),
+                (Place::Hole, Backing::Disk(below)) => below.is_at_hand(at, len),
+                _ => true,
+            };
+            if !is_at_hand {
+                return false;
+            }
+            at += len.max(1);
+        }
+        true
     }
 
     /// Asks the source about the window round guest byte `at`.

@@ -75,6 +75,11 @@ impl Unpacker {
         self.kept.lock().get(payload)
     }
 
+    /// Whether what a payload inflates to is kept.
+    pub fn holds(&self, payload: Payload) -> bool {
+        self.kept.lock().entries.contains_key(&payload)
+    }
+
     /// What a payload inflates to; those in `ahead` will be wanted next, and are inflated with it if they are
     /// neither kept nor in work.
     ///

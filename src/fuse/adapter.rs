@@ -11,6 +11,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use fuser::{
@@ -23,7 +24,8 @@ use instar_abi::to_usize;
 use super::errno;
 use super::store::Storing;
 use super::tree::{Content, ROOT, Tree};
-use crate::disk::{Disk, LeftOver};
+use super::uring::PAYLOAD_BYTES;
+use crate::disk::Disk;
 
 /// How long the kernel may keep what cannot change.
 const FOREVER: Duration = Duration::from_secs(24 * 3600);
@@ -42,11 +44,63 @@ thread_local! {
 pub(super) struct Adapter {
     pub tree: Arc<Tree>,
     pub storing: Storing,
+    /// Rings are asked for, and whether the kernel has agreed to them.
+    pub rings: Option<Arc<AtomicBool>>,
 }
 
 impl Adapter {
     fn content(&self, ino: INodeNo) -> Result<&Content, Errno> {
         self.tree.node(ino.0).map(|node| &node.content).ok_or(Errno::ENOENT)
+    }
+
+    /// Whether a read of this range asks no cage.
+    pub fn is_at_hand(&self, ino: u64, offset: u64, size: u32) -> bool {
+        match self.content(INodeNo(ino)) {
+            Ok(Content::Disk { disk, .. }) => disk.is_at_hand(offset, size.into()),
+            _ => false,
+        }
+    }
+
+    /// Reads a file for the kernel; `direct` as the module documentation says. Told is how many bytes are to be given.
+    pub fn read_into(&self, ino: u64, offset: u64, direct: bool, into: &mut [u8]) -> Result<usize, Errno> {
+        match self.content(INodeNo(ino))? {
+            Content::Disk { disk, .. } => self.read_disk(ino, disk, offset, direct, into),
+            Content::Document(document) => {
+                let bytes = document.render();
+                let rest = bytes.get(to_usize(offset)..).unwrap_or_default();
+                let len = rest.len().min(into.len());
+                into[..len].copy_from_slice(&rest[..len]);
+                Ok(len)
+            }
+            Content::Directory => Err(Errno::EISDIR),
+        }
+    }
+
+    fn read_disk(
+        &self,
+        ino: u64,
+        disk: &Disk,
+        offset: u64,
+        direct: bool,
+        into: &mut [u8],
+    ) -> Result<usize, Errno> {
+        let outcome = disk.read(offset, into);
+        if let Some(cluster) = outcome.left_over.filter(|_| !direct) {
+            let answered = offset..offset.saturating_add(into.len() as u64);
+            self.storing.put(INodeNo(ino), cluster, answered);
+        }
+        match outcome.stopped {
+            Some(stop) if !direct || outcome.filled == 0 => Err(errno::of_stop(&stop)),
+            _ => Ok(outcome.filled),
+        }
+    }
+
+    /// Asks for rings, as far as the kernel offers them.
+    fn ask_for_rings(&self, config: &mut KernelConfig) {
+        let Some(agreed) = &self.rings else { return };
+        let is_offered = config.add_capabilities(InitFlags::FUSE_OVER_IO_URING).is_ok();
+        // The kernel wants room for the largest write in each slot, though nobody can write.
+        agreed.store(is_offered && config.set_max_write(PAYLOAD_BYTES).is_ok(), Ordering::Release);
     }
 
     fn attr(&self, ino: u64, content: &Content) -> (Duration, FileAttr) {
@@ -84,22 +138,6 @@ impl Adapter {
         };
         (ttl, attr)
     }
-}
-
-/// Reads a disk for the kernel; `direct` as the module documentation says. What was inflated besides is returned.
-fn read_disk(disk: &Disk, offset: u64, size: u32, direct: bool, reply: ReplyData) -> Option<LeftOver> {
-    REPLY.with_borrow_mut(|buffer| {
-        let size = to_usize(u64::from(size));
-        if buffer.len() < size {
-            buffer.resize(size, 0);
-        }
-        let outcome = disk.read(offset, &mut buffer[..size]);
-        match outcome.stopped {
-            Some(stop) if !direct || outcome.filled == 0 => reply.error(errno::of_stop(&stop)),
-            _ => reply.data(&buffer[..outcome.filled]),
-        }
-        outcome.left_over
-    })
 }
 
 fn seek_disk(disk: &Disk, offset: i64, whence: i32) -> Result<i64, Errno> {
@@ -140,6 +178,7 @@ impl Filesystem for Adapter {
         if let Err(nearest) = config.set_max_background(BACKGROUND_REQUESTS) {
             tracing::debug!(nearest, "the kernel's FUSE allows fewer background requests");
         }
+        self.ask_for_rings(config);
         Ok(())
     }
 
@@ -189,23 +228,17 @@ impl Filesystem for Adapter {
         lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        match self.content(ino) {
-            Ok(Content::Disk { disk, .. }) => {
-                let direct = lock_owner.is_some();
-                let left_over = read_disk(disk, offset, size, direct, reply);
-                if let Some(cluster) = left_over.filter(|_| !direct) {
-                    self.storing.put(ino, cluster, offset..offset.saturating_add(size.into()));
-                }
+        REPLY.with_borrow_mut(|buffer| {
+            let size = to_usize(u64::from(size));
+            if buffer.len() < size {
+                buffer.resize(size, 0);
             }
-            Ok(Content::Document(document)) => {
-                let bytes = document.render();
-                let from = to_usize(offset).min(bytes.len());
-                let to = from.saturating_add(to_usize(u64::from(size))).min(bytes.len());
-                reply.data(&bytes[from..to]);
+            let into = &mut buffer[..size];
+            match self.read_into(ino.0, offset, lock_owner.is_some(), into) {
+                Ok(filled) => reply.data(&into[..filled]),
+                Err(errno) => reply.error(errno),
             }
-            Ok(Content::Directory) => reply.error(Errno::EISDIR),
-            Err(errno) => reply.error(errno),
-        }
+        });
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {

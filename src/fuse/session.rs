@@ -6,8 +6,10 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 use parking_lot::Mutex;
@@ -19,7 +21,9 @@ use super::adapter::Adapter;
 use super::keeper::{Keeper, release};
 use super::mountpoint::MountPoint;
 use super::store::{self, Stored};
+use super::transport::{Transport, TransportChoice};
 use super::tree::Tree;
+use super::uring::{NoRings, Rings, Serving};
 
 /// Threads that read requests: more than two were measured to get into each other's way.
 const THREADS_MAX: usize = 2;
@@ -37,6 +41,15 @@ pub enum SessionError {
         /// What was said.
         #[source]
         source: io::Error,
+    },
+    /// Rings were asked for, and there are none.
+    #[error("cannot serve {} through io_uring", path.display())]
+    Rings {
+        /// The mount point.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: NoRings,
     },
     /// The mount is there but gives no answer.
     #[error("the mount on {} gives no answer", path.display())]
@@ -79,6 +92,11 @@ pub enum Admitted {
 /// A mount whose requests nobody answers yet.
 pub struct Attached {
     session: Session<Adapter>,
+    adapter: Adapter,
+    acl: SessionACL,
+    /// Which the kernel has agreed to.
+    rings: Option<Rings>,
+    choice: TransportChoice,
     stored: Stored,
     path: PathBuf,
     device: (u32, u32),
@@ -95,6 +113,7 @@ impl fmt::Debug for Attached {
 #[derive(Debug)]
 pub struct Mounted {
     session: BackgroundSession,
+    rings: Option<Serving>,
     unmounter: Unmounter,
 }
 
@@ -110,41 +129,84 @@ impl Attached {
     /// Mounts a tree. `name` is what the system's list of mounts shows; `keeper` was started for `point`.
     ///
     /// # Errors
-    /// [`SessionError::Mount`].
+    /// [`SessionError::Mount`], and [`SessionError::Rings`] where they are what was chosen.
     pub fn new(
         tree: Tree,
         point: &MountPoint,
         name: &str,
         admitted: Admitted,
+        choice: TransportChoice,
         mut keeper: Keeper,
     ) -> Result<Self, SessionError> {
         let path = point.path().to_path_buf();
         let failed = |source| SessionError::Mount { path: path.clone(), source };
+        let no_rings = |why| choice.without_rings(why).map_err(|source| no_rings(&path, source));
+        let config = config(name, admitted);
+        let rings = match choice {
+            TransportChoice::Fuse => None,
+            TransportChoice::Auto | TransportChoice::Uring => {
+                Rings::prepare().map_or_else(|why| no_rings(why).map(|()| None), |rings| Ok(Some(rings)))?
+            }
+        };
         let (storing, stored) = store::channel();
-        let session = Session::new(Adapter { tree: Arc::new(tree), storing }, &path, &config(name, admitted))
-            .map_err(|error| failed(on_one_line(error)))?;
+        let agreed = Arc::new(AtomicBool::new(false));
+        let adapter = Adapter { tree: Arc::new(tree), storing, rings: None };
+        let asking = Adapter { rings: rings.is_some().then(|| agreed.clone()), ..adapter.clone() };
+        let session = Session::new(asking, &path, &config).map_err(|error| failed(on_one_line(error)))?;
+        let rings = match rings {
+            Some(_) if !agreed.load(Ordering::Acquire) => no_rings(NoRings::Off).map(|()| None)?,
+            agreed => agreed,
+        };
         // Whatever ends this process from here on leaves no dead mount.
         let device = device_of(&path).map_err(failed)?;
         keeper.keep(device).map_err(failed)?;
-        Ok(Self { session, stored, path, device, keeper })
+        Ok(Self { session, adapter, acl: config.acl, rings, choice, stored, path, device, keeper })
     }
 
     /// Starts to answer, and waits for the first answer. The threads that do are children of the calling one.
     ///
     /// # Errors
-    /// [`SessionError::Mount`] and [`SessionError::Silent`].
+    /// [`SessionError::Mount`], [`SessionError::Rings`] and [`SessionError::Silent`].
     pub fn start(self) -> Result<Mounted, SessionError> {
-        let Self { session, stored, path, device, keeper } = self;
+        let Self { session, adapter, acl, rings, choice, stored, path, device, keeper } = self;
         let mount = |source| SessionError::Mount { path: path.clone(), source };
+        let queue = session.as_fd().try_clone_to_owned().map_err(mount)?;
         let session = session.spawn().map_err(mount)?;
         stored.start(session.notifier()).map_err(mount)?;
+        let rings = match rings.map(|rings| rings.start(queue, &adapter, acl)) {
+            None => None,
+            Some(Ok(serving)) => Some(serving),
+            Some(Err(refused @ NoRings::Refused(_))) => {
+                choice.without_rings(refused).map_err(|source| no_rings(&path, source))?;
+                None
+            }
+            Some(Err(source)) => return Err(no_rings(&path, source)),
+        };
+        let transport = if rings.is_some() { Transport::Uring } else { Transport::Fuse };
+        debug!(?transport, "the mount is served");
+        adapter.tree.transport.get_or_init(|| transport);
+        drop(adapter);
         fs::metadata(&path).map_err(|source| SessionError::Silent { path: path.clone(), source })?;
         raise_readahead(device);
-        Ok(Mounted { session, unmounter: Unmounter { path, keeper: Some(Arc::new(Mutex::new(keeper))) } })
+        Ok(Mounted {
+            session,
+            rings,
+            unmounter: Unmounter { path, keeper: Some(Arc::new(Mutex::new(keeper))) },
+        })
     }
 }
 
+fn no_rings(path: &Path, source: NoRings) -> SessionError {
+    SessionError::Rings { path: path.to_owned(), source }
+}
+
 impl Mounted {
+    /// Whether it is served through rings.
+    #[must_use]
+    pub fn has_rings(&self) -> bool {
+        self.rings.is_some()
+    }
+
     /// What can end this mount.
     #[must_use]
     pub fn unmounter(&self) -> Unmounter {
@@ -157,7 +219,11 @@ impl Mounted {
     /// [`SessionError::Served`].
     pub fn wait(self) -> Result<(), SessionError> {
         let Unmounter { path, keeper } = self.unmounter;
-        self.session.join().map_err(|source| SessionError::Served { path, source })?;
+        let served = self.session.join();
+        if let Some(rings) = self.rings {
+            rings.join();
+        }
+        served.map_err(|source| SessionError::Served { path, source })?;
         if let Some(Err(error)) = keeper.map(|keeper| keeper.lock().forget()) {
             debug!(%error, "the keeper does not know of the end");
         }

@@ -5,9 +5,10 @@
 //! [`Document`] may change.
 
 use std::ffi::{OsStr, OsString};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
+use super::transport::Transport;
 use crate::disk::Disk;
 
 /// Inode number of the root.
@@ -66,6 +67,8 @@ pub struct Tree {
     pub attributes: Vec<(OsString, Vec<u8>)>,
     /// Time stamp of everything.
     pub modified: SystemTime,
+    /// How it is served, once it is.
+    pub transport: Arc<OnceLock<Transport>>,
 }
 
 impl Tree {
@@ -80,6 +83,7 @@ impl Tree {
             file_mode: 0o400,
             attributes: Vec::new(),
             modified: SystemTime::UNIX_EPOCH,
+            transport: Arc::default(),
         }
     }
 

@@ -73,6 +73,9 @@ pub struct MountHealth {
     /// Times a resident cage died and was started anew.
     #[serde(default)]
     cage_restarts: Option<u64>,
+    /// How requests come from the kernel: "fuse" (through /dev/fuse) or "uring" (FUSE over io_uring).
+    #[serde(default)]
+    transport: Option<String>,
 }
 
 impl MountHealth {
@@ -90,6 +93,7 @@ impl MountHealth {
             unsupported_reads: None,
             source_errors: None,
             cage_restarts: None,
+            transport: None,
         }
     }
 }
@@ -157,6 +161,9 @@ pub fn write_status(mounts: &[MountFacts], out: &mut dyn Write) -> io::Result<()
                 }
                 if let Some(verdict) = &health.verdict {
                     writeln!(out, "  check: {}{}", escape_message(verdict), found(health))?;
+                }
+                if let Some(transport) = &health.transport {
+                    writeln!(out, "  transport: {}", escape_message(transport))?;
                 }
             }
             MountState::Dead => {
@@ -266,7 +273,7 @@ mod tests {
 
     fn mounts() -> [MountFacts; 4] {
         let health = r#"{"image": "/srv/a\u001b[31m.qcow2", "verdict": "corruptions", "corruptions": 2, "healthy": false,
-            "damaged-reads": 7, "cage-restarts": 1, "disks": []}"#;
+            "damaged-reads": 7, "cage-restarts": 1, "transport": "uring", "disks": []}"#;
         let mount = |point: &str, state| MountFacts { point: point.into(), source: "a.qcow2".into(), state };
         [
             mount("/mnt/a\n", MountState::Serving(serde_json::from_str(health).unwrap())),
@@ -294,6 +301,7 @@ mod tests {
             "/mnt/a\\n: serving, 7 reads of damaged ranges, 1 restart of the cage\n",
             "  image: /srv/a\\u{1b}[31m.qcow2\n",
             "  check: corruptions (2 corruptions)\n",
+            "  transport: uring\n",
             "/mnt/b: its server is gone\n",
             "/mnt/c: gives no answer\n",
             "/mnt/d: cannot be looked at: permission denied\n",

@@ -18,6 +18,7 @@ pub mod program;
 pub mod raw;
 pub mod reading;
 pub mod reference;
+pub mod rings;
 pub mod scene;
 pub mod soak;
 pub mod tools;

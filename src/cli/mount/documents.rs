@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use serde::Serialize;
 
 use crate::disk::{CacheCounts, Disk, HealthCounts, Survey, Unpacker, merged};
-use crate::fuse::Document;
+use crate::fuse::{Document, Transport};
 use crate::report::{CheckReport, Exposition, MetricKind, escape_path, mapfile, verdict_name};
 
 /// A disk with the name of its file.
@@ -55,6 +55,8 @@ pub struct Watched {
     pub restarts: Vec<Arc<AtomicU64>>,
     /// The inflated clusters, of the image and of each member below it.
     pub unpackers: Vec<Arc<Unpacker>>,
+    /// How the disks are served.
+    pub transport: Arc<OnceLock<Transport>>,
 }
 
 /// `.instar/health`.
@@ -80,6 +82,8 @@ struct HealthDocument<'a> {
     cage_restarts: u64,
     /// Clusters that are kept inflated, of the image and of what is below it.
     inflated: CacheCounts,
+    /// "fuse" or "uring".
+    transport: Option<&'static str>,
     disks: Vec<DiskDocument>,
 }
 
@@ -113,9 +117,9 @@ impl Document for Health {
         let cage_restarts = self.0.cage_restarts();
         let healthy = counts == HealthCounts::default() && cage_restarts == 0;
         let disks = self.0.disks.iter().map(disk).collect();
-        let inflated = self.0.inflated();
-        let document =
-            HealthDocument { known: &self.0.known, healthy, counts, cage_restarts, inflated, disks };
+        let (known, inflated) = (&self.0.known, self.0.inflated());
+        let transport = self.0.transport.get().map(|transport| transport.name());
+        let document = HealthDocument { known, healthy, counts, cage_restarts, inflated, transport, disks };
         let mut text = serde_json::to_vec_pretty(&document).unwrap_or_else(|error| {
             tracing::error!(%error, "the counters cannot be put into JSON");
             Vec::new()

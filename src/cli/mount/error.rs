@@ -68,6 +68,10 @@ impl MountError {
                 "is fuse3 installed, the fuse module loaded (modprobe fuse) and /dev/fuse there? Users other than root \
                  need fusermount3, and the right to write to /dev/fuse and to the mount point",
             ),
+            Self::Session(SessionError::Rings { .. }) => Some(
+                "it takes Linux 6.14 or newer, and root to switch it on: echo Y >/sys/module/fuse/parameters/enable_uring; \
+                 --transport=auto does without it where it has to",
+            ),
             Self::Chain { problem: ChainProblem::FormatUnstated, .. } => {
                 Some("say what it is with --backing-format=qcow2 or --backing-format=raw")
             }

@@ -117,7 +117,8 @@ fn serve(options: &MountOptions, point: &Path) -> Result<Exit, Error> {
     options.access.put_on(&mut tree);
     let name = file_name(image.path());
     let keeper = Keeper::start(Path::new("/proc/self/exe"), &point).map_err(MountError::Keeper)?;
-    let attached = Attached::new(tree, &point, &name.to_string_lossy(), options.access.admitted(), keeper)
+    let (admitted, transport) = (options.access.admitted(), options.transport.choice());
+    let attached = Attached::new(tree, &point, &name.to_string_lossy(), admitted, transport, keeper)
         .map_err(MountError::Session)?;
     lockdown::give_up_rights()?;
     let mounted = attached.start().map_err(MountError::Session)?;
@@ -139,7 +140,7 @@ fn serve(options: &MountOptions, point: &Path) -> Result<Exit, Error> {
         mounted.unmounter().unmount(true).map_err(MountError::Session)?;
         return Err(MountError::Background(error).into());
     }
-    lockdown::serve_only(cages)?;
+    lockdown::serve_only(cages, mounted.has_rings())?;
     ending.serve(mounted).map_err(MountError::Session)?;
     tracing::info!(event = event::UNMOUNTED.id, mountpoint = %escape_path(point.path()), "unmounted");
     Ok(Exit::Consistent)

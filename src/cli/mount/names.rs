@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use super::disks::Disks;
@@ -12,7 +12,7 @@ use super::documents::{DamageMap, Health, Known, Metrics, Named, Watched};
 use super::{RAW_ENDING, SNAPSHOTS_FOLDER};
 use crate::disk::Disk;
 use crate::error::Error;
-use crate::fuse::{Content, MountPoint, ROOT, Tree};
+use crate::fuse::{Content, MountPoint, ROOT, Transport, Tree};
 use crate::image::ImageHandle;
 use crate::report::{self, CheckReport};
 
@@ -68,8 +68,9 @@ impl Shown<'_> {
         let name = raw_name(self.image.path());
         let is_clean = self.is_clean_below && self.report.is_sound();
         let map = |disk: &Arc<Disk>| Content::Document(Arc::new(DamageMap::new(disk.clone(), is_clean)));
-        let watched = watched(&self.disks, known, name.to_string_lossy().into_owned());
         let mut tree = Tree::new(Content::Directory);
+        let transport = tree.transport.clone();
+        let watched = watched(&self.disks, known, name.to_string_lossy().into_owned(), transport);
         tree.add(ROOT, name, active);
         let folder = tree.add(ROOT, ".instar", Content::Directory);
         tree.add(folder, "report.json", Content::Document(Arc::new(json)));
@@ -94,7 +95,7 @@ fn allocated(report: &CheckReport) -> u64 {
     report.summary.allocated_clusters.saturating_mul(report.cluster_bytes().unwrap_or(0))
 }
 
-fn watched(disks: &Disks, known: Known, active: String) -> Watched {
+fn watched(disks: &Disks, known: Known, active: String, transport: Arc<OnceLock<Transport>>) -> Watched {
     let snapshots = disks.snapshots.iter().map(|(snapshot, disk)| Named {
         name: format!("{SNAPSHOTS_FOLDER}/{}", snapshot.file_name),
         disk: disk.clone(),
@@ -105,6 +106,7 @@ fn watched(disks: &Disks, known: Known, active: String) -> Watched {
         disks: std::iter::once(active).chain(snapshots).collect(),
         restarts: disks.restarts.clone(),
         unpackers: disks.unpackers.clone(),
+        transport,
     }
 }
 

@@ -42,19 +42,25 @@ pub struct Call {
     pub in_cage_threads: bool,
     /// Only where the cages are of this kind.
     pub only_for: Option<CageKind>,
+    /// Only where requests come through rings.
+    pub only_with_rings: bool,
     /// What makes it.
     pub caller: &'static str,
 }
 
 impl Call {
-    /// Whether a server whose cages are of this kind needs the call.
-    pub(super) fn is_for(&self, cages: CageKind) -> bool {
-        self.only_for.is_none_or(|kind| kind == cages)
+    /// Whether a server whose cages are of this kind, with rings or without, needs the call.
+    pub(super) fn is_for(&self, cages: CageKind, rings: bool) -> bool {
+        self.only_for.is_none_or(|kind| kind == cages) && (rings || !self.only_with_rings)
     }
 
     /// Not left to the threads of cages.
     const fn but_cages(self) -> Self {
         Self { in_cage_threads: false, ..self }
+    }
+
+    const fn rings(self) -> Self {
+        Self { only_with_rings: true, ..self }
     }
 
     const fn kvm(self) -> Self {
@@ -101,7 +107,7 @@ const fn bits(flag: i32) -> u64 {
 }
 
 const fn call(number: i64, name: &'static str, when: When, caller: &'static str) -> Call {
-    Call { name, number, when, in_cage_threads: true, only_for: None, caller }
+    Call { name, number, when, in_cage_threads: true, only_for: None, only_with_rings: false, caller }
 }
 
 use When::Always;
@@ -111,6 +117,17 @@ pub const CALLS: &[Call] = &[
     call(libc::SYS_read, "read", Always, "requests of the kernel, pipes"),
     call(libc::SYS_write, "write", Always, "pipes, logs"),
     call(libc::SYS_writev, "writev", Always, "answers to the kernel").but_cages(),
+    call(libc::SYS_readv, "readv", Always, "replies of fuser to what came through a ring")
+        .but_cages()
+        .rings(),
+    call(
+        libc::SYS_io_uring_enter,
+        "io_uring_enter",
+        Always,
+        "requests and answers through rings, which take commands to the FUSE device and nothing else",
+    )
+    .but_cages()
+    .rings(),
     call(libc::SYS_pread64, "pread64", Always, "the images' bytes"),
     call(libc::SYS_preadv, "preadv", Always, "the images' bytes"),
     call(libc::SYS_preadv2, "preadv2", Always, "the images' bytes"),

@@ -20,13 +20,13 @@ fn errno(number: i32) -> SeccompAction {
 }
 
 /// The filters of a server. The one for `clone3` comes last: of two refusals the last filter's counts.
-pub(super) fn for_server(cages: CageKind) -> Result<[BpfProgram; 2], BackendError> {
-    Ok([program(|call| call.is_for(cages))?, unknown()?])
+pub(super) fn for_server(cages: CageKind, rings: bool) -> Result<[BpfProgram; 2], BackendError> {
+    Ok([program(|call| call.is_for(cages, rings))?, unknown()?])
 }
 
 /// Filters all threads of this process.
-pub(super) fn install_for_all(cages: CageKind) -> io::Result<()> {
-    for program in for_server(cages).map_err(io::Error::other)? {
+pub(super) fn install_for_all(cages: CageKind, rings: bool) -> io::Result<()> {
+    for program in for_server(cages, rings).map_err(io::Error::other)? {
         apply_filter_all_threads(&program).map_err(io::Error::other)?;
     }
     Ok(())
@@ -34,7 +34,7 @@ pub(super) fn install_for_all(cages: CageKind) -> io::Result<()> {
 
 /// Filters the calling thread, which keeps a cage of this kind.
 pub(super) fn install_for_cage(kind: CageKind) -> io::Result<()> {
-    let kept = program(|call| call.in_cage_threads && call.is_for(kind)).map_err(io::Error::other)?;
+    let kept = program(|call| call.in_cage_threads && call.is_for(kind, false)).map_err(io::Error::other)?;
     apply_filter(&kept).map_err(io::Error::other)
 }
 

@@ -73,12 +73,12 @@ pub(super) fn give_up_rights_for_cage() -> Result<(), LockdownError> {
     if FILTERED.load(Ordering::Acquire) { Ok(()) } else { give_up_rights() }
 }
 
-/// Allows all threads only what serving takes, with cages of this kind to start anew.
+/// Allows all threads only what serving takes, with cages of this kind to start anew, through rings or without.
 ///
 /// # Errors
 /// [`LockdownError`].
-pub fn serve_only(cages: CageKind) -> Result<(), LockdownError> {
-    filter::install_for_all(cages).map_err(cannot("filter system calls"))?;
+pub fn serve_only(cages: CageKind, rings: bool) -> Result<(), LockdownError> {
+    filter::install_for_all(cages, rings).map_err(cannot("filter system calls"))?;
     FILTERED.store(true, Ordering::Release);
     Ok(())
 }
