@@ -50,7 +50,7 @@ pub trait Observer {
         let _ = (offset, bytes);
     }
 
-    /// Who uses a part of the image; within the file.
+    /// Who uses a part of the image, or that nothing does; within the file.
     fn region(&mut self, table: Table, region: &Region) {
         let _ = (table, region);
     }

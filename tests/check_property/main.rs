@@ -10,6 +10,7 @@ mod support;
 
 mod changed;
 mod checked;
+mod free;
 mod harmless;
 mod healthy;
 mod hostile;

@@ -309,6 +309,18 @@ fn want(is_good: bool, complaint: impl FnOnce() -> String) -> Verdict<()> {
 /// # Errors
 /// The first thing that is not right.
 pub fn examine(file: &impl Bytes) -> Verdict<Facts> {
+    examined(file).map(|(facts, _)| facts)
+}
+
+/// How many users each cluster has that has any.
+///
+/// # Errors
+/// The first thing that is not right.
+pub fn users(file: &impl Bytes) -> Verdict<BTreeMap<u64, u64>> {
+    examined(file).map(|(_, users)| users)
+}
+
+fn examined(file: &impl Bytes) -> Verdict<(Facts, BTreeMap<u64, u64>)> {
     want(file.length() >= 72 && file.number(0, 4) == 0x5146_49fb, || "no magic".to_owned())?;
     let head = Head::of(file);
     want((2..=3).contains(&head.version), || format!("version {}", head.version))?;
@@ -328,7 +340,8 @@ pub fn examine(file: &impl Bytes) -> Verdict<Facts> {
     examiner.copied()?;
     let readings = disks.iter().map(|disk| examiner.read(*disk)).collect::<Verdict<Vec<_>>>()?;
     let clusters_used = examiner.users.keys().next_back().map_or(0, |last| last + 1);
-    Ok(Facts { disks: readings, clusters_used, manner: manner(file, &head) })
+    let facts = Facts { disks: readings, clusters_used, manner: manner(file, &head) };
+    Ok((facts, examiner.users))
 }
 
 impl<F: Bytes> Examiner<'_, F> {

@@ -28,6 +28,8 @@ pub enum JobKind {
     Describe = 4,
     /// Tell who uses which part of the file, and what the active disk is made of; nothing is judged.
     Survey = 5,
+    /// Check, and where nothing is wrong tell which whole clusters of the file nothing uses.
+    Free = 6,
     /// Test payloads only: misbehave in the way that `BootPage::params[0]` names.
     Evil = 0xe711,
 }
@@ -42,6 +44,7 @@ impl JobKind {
             3 => Self::Map,
             4 => Self::Describe,
             5 => Self::Survey,
+            6 => Self::Free,
             0xe711 => Self::Evil,
             _ => return None,
         })

@@ -20,7 +20,7 @@ pub mod region;
 pub mod summary;
 
 /// Version of the wire. Host and inmate are built together; a mismatch means a stale embedded payload.
-pub const ABI_VERSION: u32 = 7;
+pub const ABI_VERSION: u32 = 8;
 
 const _: () = assert!(usize::BITS == 64, "host and inmate are 64-bit programs");
 

@@ -1,4 +1,4 @@
-//! Who uses which part of the image file, as a survey tells it.
+//! Who uses which part of the image file, as a survey tells it, and which parts nothing uses.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -10,10 +10,14 @@ pub const DISPUTED: u32 = 1 << 1;
 pub const COPIED: u32 = 1 << 2;
 /// `Region::flags`: a check reads it, but it cannot be told from guest data.
 pub const LEFT_OUT: u32 = 1 << 3;
-/// Every bit that has a meaning.
+/// Every bit that has a meaning for a part that is used.
 pub const FLAGS_KNOWN: u32 = SNAPSHOT_ONLY | DISPUTED | COPIED | LEFT_OUT;
+/// `Region::flags`, alone and with [`crate::finding::Table::File`]: whole clusters of the file that nothing refers to and
+/// whose stored counts are zero. Only [`crate::boot::JobKind::Free`] tells these, in ascending order, no two touching.
+pub const FREE: u32 = 1 << 4;
 
-/// A part of the file with one kind of user. Regions come in no order; parts that no region names have no user.
+/// A part of the file with one kind of user. Those of a survey come in no order; parts that none of them names have no
+/// user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Region {

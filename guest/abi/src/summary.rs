@@ -56,6 +56,37 @@ pub mod feature {
     pub const SNAPSHOTS: u64 = 1 << 10;
 }
 
+/// What an image has that may use clusters in a way that is not known: nothing of it is told as free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Stranger {
+    /// An external data file: the image's own clusters are not where its data is.
+    DataFile = 1,
+    /// A header that is longer than the fields that are known; the value is its length in bytes.
+    HeaderLength = 2,
+    /// A header extension; the value is its type.
+    Extension = 3,
+    /// Compatible features; the value has their bits.
+    Compatible = 4,
+    /// Autoclear features; the value has their bits.
+    Autoclear = 5,
+}
+
+impl Stranger {
+    /// The stranger with this number, or `None`.
+    #[must_use]
+    pub const fn from_u32(number: u32) -> Option<Self> {
+        Some(match number {
+            1 => Self::DataFile,
+            2 => Self::HeaderLength,
+            3 => Self::Extension,
+            4 => Self::Compatible,
+            5 => Self::Autoclear,
+            _ => return None,
+        })
+    }
+}
+
 /// The last record of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -96,4 +127,10 @@ pub struct Summary {
     pub metadata_bytes: u64,
     /// Most arena bytes in use at once.
     pub arena_bytes_peak: u64,
+    /// For [`crate::boot::JobKind::Free`]: the value of [`Summary::stranger`].
+    pub stranger_value: u64,
+    /// For [`crate::boot::JobKind::Free`]: a [`Stranger`], or 0.
+    pub stranger: u32,
+    /// Must be zero.
+    pub reserved: u32,
 }

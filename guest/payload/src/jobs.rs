@@ -6,7 +6,7 @@ use instar_abi::boot::{BootPage, FLAG_DEEP, FLAG_DUMP, FLAG_MASK_NAMES, JobKind}
 use instar_abi::call::FailKind;
 use instar_abi::choice::Decisions;
 use instar_abi::problem::Tier;
-use instar_qcow2::{check, describe, map, plan, survey};
+use instar_qcow2::{check, describe, free, map, plan, survey};
 
 use crate::gate::fail;
 use crate::host::GateHost;
@@ -21,6 +21,7 @@ pub fn dispatch(boot: BootPage) -> ! {
     let summary = match kind {
         JobKind::Check => check::run(&mut host, &options),
         JobKind::Map => map::serve(&mut host),
+        JobKind::Free => free::run(&mut host),
         JobKind::Describe => describe::run(&mut host),
         JobKind::Survey if boot.flags & FLAG_DUMP != 0 => {
             survey::dump(&mut host, boot.flags & FLAG_MASK_NAMES != 0)

@@ -12,6 +12,7 @@ pub mod check;
 pub mod describe;
 pub(crate) mod evidence;
 mod facts;
+pub mod free;
 pub mod host;
 pub mod inflate;
 pub mod map;

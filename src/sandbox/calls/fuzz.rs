@@ -119,7 +119,7 @@ fn put(server: &Server, op: u32, count: u32, words: &[u64]) {
 proptest! {
     #[test]
     fn server_survives_any_sequence_of_calls(
-        kind in prop::sample::select(vec![JobKind::Check, JobKind::Plan, JobKind::Map, JobKind::Describe, JobKind::Survey]),
+        kind in prop::sample::select(vec![JobKind::Check, JobKind::Plan, JobKind::Map, JobKind::Describe, JobKind::Survey, JobKind::Free]),
         calls in prop::collection::vec(one_call(), 1..20),
         op in 1u32..3,
     ) {

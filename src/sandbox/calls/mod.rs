@@ -130,7 +130,8 @@ fn allowed(kind: JobKind, waited: bool, op: Op) -> bool {
         Op::Finding | Op::Owner | Op::Text | Op::Done => !waited,
         Op::Snapshot => kind == JobKind::Describe,
         Op::Scope | Op::Stage | Op::Barrier => matches!(kind, JobKind::Plan | JobKind::Evil),
-        Op::Region | Op::Replace => kind == JobKind::Survey,
+        Op::Region => matches!(kind, JobKind::Survey | JobKind::Free),
+        Op::Replace => kind == JobKind::Survey,
         Op::Extent => matches!(kind, JobKind::Map | JobKind::Survey),
         Op::Inflated | Op::Next => kind == JobKind::Map,
     }
@@ -280,7 +281,7 @@ impl Server {
             }
             Op::Region => {
                 let regions = self.records::<Region>(op, header.count)?;
-                survey::regions(&regions, &self.files, observer)?;
+                survey::regions(self.kind, &regions, &self.files, observer)?;
             }
             Op::Replace => self.replace(header.count, observer)?,
             Op::Snapshot => report::snapshot(&self.one(op, header.count)?, observer)?,

@@ -7,7 +7,7 @@ use instar_abi::call::{
 use instar_abi::choice::Decision;
 use instar_abi::finding::{Finding, NONE, Owner, Table};
 use instar_abi::problem::Problem;
-use instar_abi::summary::Summary;
+use instar_abi::summary::{Stranger, Summary};
 use instar_abi::to_usize;
 
 use super::super::error::SandboxError;
@@ -147,6 +147,10 @@ pub(super) fn check_summary(summary: &Summary) -> Result<(), SandboxError> {
     let Summary { unsupported, cluster_bits, refcount_bits, .. } = *summary;
     if unsupported != 0 && Problem::from_u32(unsupported).is_none() {
         return Err(violation(format!("done: unsupported for the unknown problem {unsupported}")));
+    }
+    let Summary { stranger, reserved, .. } = *summary;
+    if reserved != 0 || stranger != 0 && Stranger::from_u32(stranger).is_none() {
+        return Err(violation(format!("done: stranger {stranger}, reserved word {reserved:#x}")));
     }
     if cluster_bits > 63 || refcount_bits > 64 {
         return Err(violation(format!("done: cluster_bits {cluster_bits}, refcount_bits {refcount_bits}")));

@@ -1,12 +1,14 @@
-//! What a survey tells: who uses which part of the file, what a copy holds instead, what the active disk is made of.
+//! What a survey tells: who uses which part of the file, what a copy holds instead, what the active disk is made of; and
+//! which parts nothing uses, which a job of its own tells.
 //!
-//! Invariant: what gets out of here names only bytes that the files have, and extents in guest order without a gap.
+//! Invariant: what gets out of here names only bytes that the files have, and extents in guest order without a gap. No
+//! part is told as used and as free by the same job.
 
-use instar_abi::boot::FILE_IMAGE;
+use instar_abi::boot::{FILE_IMAGE, JobKind};
 use instar_abi::call::StageRange;
 use instar_abi::extent::{Extent, ExtentKind};
 use instar_abi::finding::Table;
-use instar_abi::region::{FLAGS_KNOWN, Region};
+use instar_abi::region::{FLAGS_KNOWN, FREE, Region};
 
 use super::super::error::SandboxError;
 use super::super::limits::Limits;
@@ -60,8 +62,17 @@ impl Survey {
     }
 }
 
-/// Passes on regions.
+/// Whether a job of this kind may tell of a region so.
+fn is_known(kind: JobKind, table: Table, flags: u32) -> bool {
+    match kind {
+        JobKind::Free => table == Table::File && flags == FREE,
+        _ => flags & !FLAGS_KNOWN == 0,
+    }
+}
+
+/// Passes on the regions that a job of this kind tells of.
 pub(super) fn regions(
+    kind: JobKind,
     regions: &[Region],
     files: &Files,
     observer: &mut dyn Observer,
@@ -69,7 +80,7 @@ pub(super) fn regions(
     for region in regions {
         let Region { offset, len, table, flags } = *region;
         files.check(FILE_IMAGE, offset, len)?;
-        let known = Table::from_u32(table).filter(|_| flags & !FLAGS_KNOWN == 0);
+        let known = Table::from_u32(table).filter(|table| is_known(kind, *table, flags));
         let table = known.ok_or_else(|| {
             violation(format!("region at {offset:#x}: table {table}, flags {flags:#x}, must be known"))
         })?;

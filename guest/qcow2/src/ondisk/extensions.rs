@@ -27,6 +27,9 @@ pub const DATA_FILE: u32 = 0x4441_5441;
 /// becomes one of these, as moving the ones behind it would take more than one sector.
 pub const IGNORED: u32 = 0x766f_6964;
 
+/// Types of extensions of which it is known which clusters are theirs; those of [`IGNORED`] are nobody's.
+pub const KNOWN: &[u32] = &[BACKING_FORMAT, FEATURE_TABLE, BITMAPS, CRYPTO, DATA_FILE, IGNORED];
+
 /// Longest backing format name in bytes that QEMU takes.
 pub const BACKING_FORMAT_BYTES_MAX: u64 = 15;
 /// Bytes of one feature name table entry.

@@ -53,6 +53,8 @@ pub mod incompatible {
 pub mod compatible {
     /// Refcount updates may be put off.
     pub const LAZY_REFCOUNTS: u64 = 1 << 0;
+    /// All bits known here.
+    pub const KNOWN: u64 = LAZY_REFCOUNTS;
 }
 
 /// Autoclear feature bits.
@@ -61,6 +63,8 @@ pub mod autoclear {
     pub const BITMAPS: u64 = 1 << 0;
     /// The external data file is a raw image of the disk.
     pub const DATA_FILE_RAW: u64 = 1 << 1;
+    /// All bits known here.
+    pub const KNOWN: u64 = BITMAPS | DATA_FILE_RAW;
 }
 
 /// How guest data is encrypted.
