@@ -30,6 +30,17 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
     /// Those of the storage.
     fn set_len(&self, len: u64) -> io::Result<()>;
 
+    /// Gives the storage of a range within the file back; it reads as zeros then, and the length stays. Durable once
+    /// `sync` came back.
+    ///
+    /// # Errors
+    /// `Unsupported` where the storage cannot do that; those of the storage. What part of the range has been given back
+    /// is not known then.
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        let why = format!("no part of it can be given back, such as {len} bytes at {offset:#x}");
+        Err(io::Error::new(io::ErrorKind::Unsupported, why))
+    }
+
     /// Returns once everything written before is durable.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{OFlags, SeekFrom, fcntl_getfl, fcntl_setfl, seek};
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom, fallocate, fcntl_getfl, fcntl_setfl, fstatvfs, seek};
 use rustix::io::Errno;
 use thiserror::Error;
 
@@ -75,6 +75,19 @@ pub struct FileState {
     /// Last change of bytes or attributes: seconds and nanoseconds.
     pub changed: (i64, i64),
 }
+
+/// How the storage below a file gives parts of it back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Storage {
+    /// Only multiples of so many bytes are given back.
+    pub unit_bytes: u64,
+    /// Bytes of storage that the file takes; `None` for a block device, of which that is not known.
+    pub held_bytes: Option<u64>,
+}
+
+/// Smallest and largest unit that storage is given back in: where a file system tells a larger one (those on a network
+/// tell what they like to be read by), pieces of it are tried all the same.
+const UNIT_BYTES: std::ops::RangeInclusive<u64> = 4096..=65536;
 
 /// An open image file or block device.
 #[derive(Debug)]
@@ -203,6 +216,20 @@ impl ImageFile {
         (self.device, self.inode)
     }
 
+    /// How its storage gives parts back, and what it takes now.
+    ///
+    /// # Errors
+    /// Those of fstat and fstatvfs.
+    pub fn storage(&self) -> io::Result<Storage> {
+        let told = fstatvfs(&self.file)?.f_frsize;
+        let unit = if told.is_power_of_two() { told } else { *UNIT_BYTES.end() };
+        let blocks = self.file.metadata()?.blocks();
+        Ok(Storage {
+            unit_bytes: unit.clamp(*UNIT_BYTES.start(), *UNIT_BYTES.end()),
+            held_bytes: (!self.block_device).then(|| blocks.saturating_mul(512)),
+        })
+    }
+
     /// Length and times as they are now, for telling whether somebody else has changed the file.
     ///
     /// # Errors
@@ -283,6 +310,17 @@ impl Backend for ImageFile {
         self.file.set_len(len)?;
         self.len.store(len, Ordering::Release);
         Ok(())
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        loop {
+            match fallocate(&self.file, flags, offset, len) {
+                // A long one may be told to stop by a signal; what it did stays done.
+                Err(Errno::INTR) => {}
+                result => return Ok(result?),
+            }
+        }
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -1,8 +1,8 @@
 //! A backend that fails for good after its first failed write.
 //!
 //! Once a write or sync has failed it is unknown what the storage holds, and a later sync that "succeeds" says
-//! nothing about what was lost before it. Invariant: after the first failure of `write_at`, `set_len` or
-//! `sync`, every call fails. Failed reads do not latch.
+//! nothing about what was lost before it. Invariant: after the first failure of `write_at`, `set_len`, `punch`
+//! or `sync`, every call fails. Failed reads do not latch.
 
 use std::io;
 use std::sync::{Arc, OnceLock};
@@ -56,6 +56,11 @@ impl Backend for Latch {
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.open()?;
         self.latched(self.inner.set_len(len))
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.open()?;
+        self.latched(self.inner.punch(offset, len))
     }
 
     fn sync(&self) -> io::Result<()> {
