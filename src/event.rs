@@ -20,6 +20,11 @@ pub const UNMOUNTED: Event = Event { id: "unmounted", meaning: "a mount has ende
 /// A repair is about to be written.
 pub const REPAIR_LANDING: Event =
     Event { id: "repair-landing", meaning: "a proven repair is about to be written into an image" };
+/// Clusters are about to be given back.
+pub const DISCARDING: Event = Event {
+    id: "discarding",
+    meaning: "what nothing in an image uses is about to be given back to the storage",
+};
 /// A mount could not be ended because it is in use.
 pub const IN_USE: Event = Event {
     id: "mount-in-use",
@@ -40,8 +45,17 @@ pub const FILE_FAILED: Event =
     Event { id: "file-failed", meaning: "the file under a disk could not be read, or has become too short" };
 
 /// All of them.
-pub const ALL: [Event; 8] =
-    [MOUNTED, UNMOUNTED, REPAIR_LANDING, IN_USE, UNMOUNT_FAILED, CAGE_RESTARTED, CAGE_FAILED, FILE_FAILED];
+pub const ALL: [Event; 9] = [
+    MOUNTED,
+    UNMOUNTED,
+    REPAIR_LANDING,
+    DISCARDING,
+    IN_USE,
+    UNMOUNT_FAILED,
+    CAGE_RESTARTED,
+    CAGE_FAILED,
+    FILE_FAILED,
+];
 
 #[cfg(test)]
 mod tests {

@@ -192,6 +192,7 @@ fn assert_order(log: &[Op], start: &[u8]) -> usize {
                 }
                 written[range].copy_from_slice(bytes);
             }
+            Op::Punch { .. } => panic!("operation {number}: a repair gave storage back"),
             Op::SetLen(len) => {
                 assert_eq!(disk[GUARD], RAISED, "operation {number}: resized with the guard down");
                 written.resize(*len, 0);

@@ -6,7 +6,7 @@ use instar_abi::boot::JobKind;
 use instar_abi::choice::Decisions;
 use instar_abi::problem::Tier;
 
-use super::inspector::{Inspector, Ran};
+use super::inspector::{Inspector, Ran, Surveyor};
 use crate::image::Backend;
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::job::Job;
@@ -85,5 +85,15 @@ impl Inspector for CageInspector {
         observer: &mut dyn Observer,
     ) -> Result<Ran, SandboxError> {
         self.run(JobKind::Plan, (Some(tier), decisions), image, observer)
+    }
+}
+
+impl Surveyor for CageInspector {
+    fn free(&mut self, image: Arc<dyn Backend>, observer: &mut dyn Observer) -> Result<Ran, SandboxError> {
+        self.run(JobKind::Free, (None, Decisions::default()), image, observer)
+    }
+
+    fn survey(&mut self, image: Arc<dyn Backend>, observer: &mut dyn Observer) -> Result<Ran, SandboxError> {
+        self.run(JobKind::Survey, (None, Decisions::default()), image, observer)
     }
 }

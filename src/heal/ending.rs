@@ -145,6 +145,33 @@ endings! {
     UndoDamaged "undo-damaged" Failed
         "the undo file is damaged or not to be trusted, nothing was written";
         "the image stays as it is; check it"
+    UndoDropped "undo-dropped" ByFindings
+        "the undo file is removed: the last repair cannot be undone any more"; ""
+    Discarded "discarded" ByFindings
+        "what no cluster in use needs was given back to the storage, and the image was checked again"; ""
+    NothingToDiscard "nothing-to-discard" ByFindings
+        "no storage is held for clusters that nothing uses, nothing was given back"; ""
+    DiscardPreviewed "discard-previewed" ByFindings
+        "what could be given back was proven to have no user, nothing was given back";
+        "run the same without --preview to give it back"
+    NotConsistent "not-consistent" ByFindings
+        "only an image in which nothing at all is wrong has clusters that are surely free, nothing was given back";
+        "see what the findings ask for, and try again when the image is consistent"
+    UndoKept "undo-kept" Failed
+        "the last repair can still be undone, and may need what nothing uses now; nothing was given back";
+        "look at the repaired image, then run instar undo --drop to keep the repair for good, or instar undo to go back"
+    UnknownOwner "unknown-owner" Failed
+        "the image has something of which it is not known which clusters it uses, nothing was given back";
+        "leave it to the program that made it, or copy the image with qemu-img convert, which copies no free clusters"
+    DiscardUnproven "discard-unproven" Failed
+        "what is told as free did not pass its proof, nothing was given back";
+        "report it with the image's metadata; the image is as it was"
+    CannotDiscard "cannot-discard" Failed
+        "the storage of the image cannot give back a part of a file, nothing was given back";
+        "copy the image with qemu-img convert, which copies no free clusters"
+    DiscardInterrupted "discard-interrupted" Failed
+        "giving back was interrupted: some was given back and some was not, and nothing that is in use was touched";
+        "check the storage below, then run the same again"
     UsedSince "used-since" Failed
         "the image was written after the repair, so going back would mix old and new; nothing was written";
         "the image stays as it is; check it"

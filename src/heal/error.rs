@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use super::discard::Mistrust;
 use super::ending::Ending;
 use super::plan::PlanError;
 use super::side::RecordError;
@@ -53,6 +54,37 @@ pub enum HealError {
         #[source]
         source: io::Error,
     },
+    /// What was told as free is not believed to be.
+    #[error("not all of what is told as free is without a user: {0}")]
+    Unproven(Mistrust),
+    /// What was told as free makes no list of ranges.
+    #[error("what is told as free cannot be looked through")]
+    BadList(#[source] io::Error),
+    /// The storage gives nothing back.
+    #[error("{}: the storage below cannot give back a part of it", path.display())]
+    CannotDiscard {
+        /// The image.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Storage failed while clusters that nothing uses were given back.
+    #[error("{}: cannot give back {len} bytes at {offset:#x} for certain", path.display())]
+    DiscardInterrupted {
+        /// The image.
+        path: PathBuf,
+        /// Where it failed.
+        offset: u64,
+        /// How many bytes were to be given back there.
+        len: u64,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// All was given back, but the check of the image after it gave no result.
+    #[error("the check of the image, after its unused clusters were given back, gave no result")]
+    DiscardUnchecked(#[source] SandboxError),
     /// The image is not what it was when it was checked.
     #[error("{}: the image was changed by somebody else: {what}", path.display())]
     Changed {
@@ -183,6 +215,9 @@ impl HealError {
             Self::Quarantined(_) => Ending::Quarantined,
             Self::RolledBack(_) => Ending::RolledBack,
             Self::RollbackFailed { .. } => Ending::RollbackFailed,
+            Self::Unproven(_) | Self::BadList(_) => Ending::DiscardUnproven,
+            Self::CannotDiscard { .. } => Ending::CannotDiscard,
+            Self::DiscardInterrupted { .. } | Self::DiscardUnchecked(_) => Ending::DiscardInterrupted,
             Self::Changed { .. } => Ending::ImageChanged,
             Self::NoSpace { .. } => Ending::NoSpace,
             Self::Storage { source, .. } if is_full(source) => Ending::NoSpace,

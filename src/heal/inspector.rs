@@ -45,6 +45,21 @@ pub trait Inspector {
     ) -> Result<Ran, SandboxError>;
 }
 
+/// Also tells, each in a fresh cage, what of an image is used and what is not.
+pub trait Surveyor: Inspector {
+    /// A check that tells of the free clusters, where there is nothing else to be told.
+    ///
+    /// # Errors
+    /// Those of the cage.
+    fn free(&mut self, image: Arc<dyn Backend>, observer: &mut dyn Observer) -> Result<Ran, SandboxError>;
+
+    /// A survey: who uses which part of the file, and what the active disk is made of.
+    ///
+    /// # Errors
+    /// Those of the cage.
+    fn survey(&mut self, image: Arc<dyn Backend>, observer: &mut dyn Observer) -> Result<Ran, SandboxError>;
+}
+
 /// Most different findings that are kept for comparing; those that the tier cures are only counted.
 const FINDINGS_COMPARED_MAX: usize = 1 << 18;
 /// Most findings about determined header fields that are kept; a check tells of one.

@@ -18,6 +18,7 @@ use crate::image::{ImageHandle, Mode, Overlay};
 use crate::sandbox::observer::Observer;
 
 mod cage;
+mod discard;
 mod ending;
 mod error;
 mod fingerprint;
@@ -43,11 +44,12 @@ mod undo;
 mod verify;
 
 pub use cage::CageInspector;
+pub use discard::{DiscardOptions, DiscardReport, Listed, Mistrust, discard, discard_at};
 pub use ending::{Ending, ExitRule, Route};
 pub use error::HealError;
 pub(crate) use fingerprint::of as fingerprint;
 pub use guard::{GUARD_BYTES_MAX, Guard};
-pub use inspector::{Inspection, Inspector, Ran};
+pub use inspector::{Inspection, Inspector, Ran, Surveyor};
 pub use journal::Binding;
 pub use plan::{Plan, PlanError, Step};
 pub use plan_file::{
@@ -219,6 +221,16 @@ pub fn undo(image: &ImageHandle, side_folder: Option<&Path>) -> Result<Ending, H
     exclusively(image, || undo_at(&site))
 }
 
+/// Removes the undo file of the last repair, which cannot be undone any more then.
+///
+/// # Errors
+/// `NoUndo` if there is none; `JournalFound` and `UndoInterrupted` where it is needed to finish what was begun; every
+/// other [`HealError`].
+pub fn drop_undo(image: &ImageHandle, side_folder: Option<&Path>) -> Result<Ending, HealError> {
+    let site = FileSite::new(Arc::clone(image.file()), side_folder)?;
+    exclusively(image, || drop_undo_at(&site))
+}
+
 /// What an interrupted repair or undo has left, if anything. Whoever is about to use an image asks this first.
 ///
 /// # Errors
@@ -314,6 +326,14 @@ pub fn resume_at(
 pub fn undo_at(site: &dyn Site) -> Result<Ending, HealError> {
     look_again(site)?;
     quarantine::undo(site)
+}
+
+/// As [`drop_undo`], without locks.
+///
+/// # Errors
+/// As [`drop_undo`].
+pub fn drop_undo_at(site: &dyn Site) -> Result<Ending, HealError> {
+    quarantine::drop_undo(site)
 }
 
 /// Runs `work` under the exclusive lock, then goes back to the mode that was held.

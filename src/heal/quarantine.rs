@@ -47,6 +47,26 @@ pub(super) fn undo(site: &dyn Site) -> Result<Ending, HealError> {
     Ok(Ending::Undone)
 }
 
+/// Removes the undo file of a repair that was finished. It need not be one that could be used.
+pub(super) fn drop_undo(site: &dyn Site) -> Result<Ending, HealError> {
+    match resume::pending(site)? {
+        Some(Pending::Undo(path)) => return Err(HealError::UndoInterrupted(path)),
+        Some(Pending::Repair(path)) => return Err(HealError::JournalFound(path)),
+        None => {}
+    }
+    let folder = site.folder();
+    let path = || folder.path_of(SideFile::Undo);
+    let storage = |action| move |source| HealError::Storage { path: path(), action, source };
+    match folder.open(SideFile::Undo) {
+        Ok(None) => return Err(HealError::NoUndo(path())),
+        Ok(Some(_)) => {}
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+        Err(source) => return Err(storage("look for the undo file")(source)),
+    }
+    folder.remove(SideFile::Undo).and_then(|()| folder.sync()).map_err(storage("remove the undo file"))?;
+    Ok(Ending::UndoDropped)
+}
+
 /// From here on there is no way but back.
 fn begin(folder: &dyn Folder) -> io::Result<()> {
     if folder.open(SideFile::Undoing)?.is_none() {

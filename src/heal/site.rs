@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use rustix::process::geteuid;
 
 use super::error::HealError;
-use crate::image::{Backend, FileState, ImageFile, OpenError};
+use crate::image::{Backend, FileState, ImageFile, OpenError, Storage};
 
 /// The files that a repair keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -138,6 +138,12 @@ pub trait Site: Debug {
     /// Those of the storage.
     fn room_to_grow(&self) -> io::Result<u64>;
 
+    /// How the storage below the image gives parts of it back.
+    ///
+    /// # Errors
+    /// Those of the storage.
+    fn storage(&self) -> io::Result<Storage>;
+
     /// Where the records are.
     fn folder(&self) -> &dyn Folder;
 }
@@ -202,6 +208,10 @@ impl Site for FileSite {
 
     fn room_to_grow(&self) -> io::Result<u64> {
         if self.file.is_block_device() { Ok(0) } else { free_bytes(&*self.file) }
+    }
+
+    fn storage(&self) -> io::Result<Storage> {
+        self.file.storage()
     }
 
     fn folder(&self) -> &dyn Folder {

@@ -26,7 +26,11 @@ pub const fn is_failure(error: &HealError) -> bool {
         HealError::Cage { source, .. } => {
             !matches!(source, SandboxError::Unavailable { .. } | SandboxError::Host { .. })
         }
-        HealError::Quarantined(_) | HealError::BadPlan(_) | HealError::RolledBack(_) => true,
+        HealError::Quarantined(_)
+        | HealError::BadPlan(_)
+        | HealError::RolledBack(_)
+        | HealError::Unproven(_)
+        | HealError::BadList(_) => true,
         _ => false,
     }
 }

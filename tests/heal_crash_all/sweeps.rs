@@ -127,6 +127,7 @@ impl Act {
                     assert!(disk && written, "{name}: {offset:#x} written with the guard down");
                 }
                 Op::Sync => disk = written,
+                Op::Punch { .. } => panic!("a repair gave storage back"),
                 Op::SetLen(_) | Op::Removed(_) => {}
             }
         }

@@ -15,7 +15,7 @@ use instar_abi::region::Region;
 use instar_abi::summary::Summary;
 use instar_abi::to_usize;
 use instar_mount::disk::{ExtentSource, Inflated, Payload};
-use instar_mount::heal::{Inspector, Ran};
+use instar_mount::heal::{Inspector, Ran, Surveyor};
 use instar_mount::image::Backend;
 use instar_mount::sandbox::error::SandboxError;
 use instar_mount::sandbox::observer::{Ignore, Observer, RunStats};
@@ -212,6 +212,18 @@ impl Inspector for NativeInspector {
     ) -> Result<Ran, SandboxError> {
         let mut host = NativeHost::new(self.files(image), observer);
         let summary = instar_qcow2::plan::run(&mut host, &instar_qcow2::plan::Options { tier, decisions });
+        Ok(Ran { summary, stats: RunStats::default() })
+    }
+}
+
+impl Surveyor for NativeInspector {
+    fn free(&mut self, image: Arc<dyn Backend>, observer: &mut dyn Observer) -> Result<Ran, SandboxError> {
+        let summary = instar_qcow2::free::run(&mut NativeHost::new(self.files(image), observer));
+        Ok(Ran { summary, stats: RunStats::default() })
+    }
+
+    fn survey(&mut self, image: Arc<dyn Backend>, observer: &mut dyn Observer) -> Result<Ran, SandboxError> {
+        let summary = instar_qcow2::survey::picture(&mut NativeHost::new(self.files(image), observer));
         Ok(Ran { summary, stats: RunStats::default() })
     }
 }

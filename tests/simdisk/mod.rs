@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use instar_mount::heal::{Folder, SideFile, Site};
-use instar_mount::image::{Backend, FileState, OpenError};
+use instar_mount::image::{Backend, FileState, OpenError, Storage};
 
 const SECTOR: usize = 512;
 /// The image's inode; records have those from 1 on.
@@ -124,6 +124,8 @@ pub enum Op {
     Write { offset: usize, bytes: Vec<u8> },
     /// Of the image.
     SetLen(usize),
+    /// To the image.
+    Punch { offset: usize, len: usize },
     /// Of the image.
     Sync,
     /// A record lost its name.
@@ -388,6 +390,21 @@ impl Backend for SimFile {
         Ok(())
     }
 
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.refuse_read_only()?;
+        let (offset, len) = (usize::try_from(offset).unwrap(), usize::try_from(len).unwrap());
+        let mut state = self.machine.lock();
+        let fails = Machine::operation(&mut state)?;
+        if self.inode == IMAGE {
+            state.log.push(Op::Punch { offset, len });
+        }
+        let inode = &mut state.inodes[self.inode];
+        assert!(offset + len <= inode.now.len(), "a hole is punched past the end");
+        // One that fails may have got half of the way.
+        inode.write(offset, &vec![0; if fails { len / 2 } else { len }]);
+        if fails { Err(Machine::error(&state)) } else { Ok(()) }
+    }
+
     fn sync(&self) -> io::Result<()> {
         let mut state = self.machine.lock();
         if Machine::operation(&mut state)? {
@@ -498,6 +515,11 @@ impl Site for Machine {
 
     fn room_to_grow(&self) -> io::Result<u64> {
         Ok(self.lock().free_bytes)
+    }
+
+    fn storage(&self) -> io::Result<Storage> {
+        let held = self.lock().inodes[IMAGE].now.len() as u64;
+        Ok(Storage { unit_bytes: SECTOR as u64, held_bytes: Some(held) })
     }
 
     fn folder(&self) -> &dyn Folder {
