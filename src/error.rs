@@ -77,6 +77,9 @@ pub enum Error {
     /// A decision that the tier has no use for.
     #[error("--decide: decisions are for --repair=all")]
     DecideLeaks,
+    /// Nobody knows where the undo files of a device are.
+    #[error("{}: --discard: it is not known where the undo files of a block device are kept", escape_path(.0))]
+    DiscardDevice(PathBuf),
     /// Progress cannot be written where it was asked for.
     #[error("--progress-fd: descriptor {fd} cannot be written")]
     ProgressFd {
@@ -141,6 +144,9 @@ impl Error {
             Self::Refused { source, .. } => Some(source.ending().route().next),
             Self::Mount(error) => error.hint(),
             Self::OutputFile(error) => error.hint(),
+            Self::DiscardDevice(_) => {
+                Some("name the folder that its repairs were made with, as in --undo-dir=FOLDER")
+            }
             Self::Journal(_) => Some("it is where systemd runs; --log-to=stderr works everywhere"),
             Self::LogFilter { .. } => Some("examples: --log=debug, --log=instar_mount::sandbox=trace"),
             Self::Image(HandleError::Lock(LockError::Io { .. }))

@@ -6,7 +6,7 @@ use super::inspect::Inspector;
 use super::memory::Memory;
 use super::options::{CheckArgs, ExitCodes, OutputFormat, StateArgs};
 use super::repair::{Repaired, Request, What};
-use super::{chain, page, repair, say};
+use super::{chain, discard, page, repair, say};
 use crate::error::Error;
 use crate::exit::Exit;
 use crate::heal::{self, Pending};
@@ -28,7 +28,15 @@ pub fn run(args: &CheckArgs) -> Result<Exit, Error> {
     let inspector = Inspector::new(&image, &args.cage, watch)?.with_deep(args.deep);
     // Before anything is repaired: a page that cannot be written is no reason to stop half-way.
     let page = args.html.as_deref().map(|path| page::begin(path, &image)).transpose()?;
-    let report = examine(&image, &inspector, &request, &args.state)?.report;
+    let report = if args.discard {
+        let report = discard::run(&image, &inspector, &request, &args.state)?;
+        if args.quiet {
+            discard::say_refusal(&report);
+        }
+        report
+    } else {
+        examine(&image, &inspector, &request, &args.state)?.report
+    };
     print(&report, args.output, HumanOptions { all: args.all, quiet: args.quiet })?;
     if let Some(page) = page {
         page::write(page, &image, inspector, &report)?;
@@ -81,7 +89,7 @@ pub(super) fn examine(
 }
 
 /// Says that the image is not in the state that an interrupted repair or undo was to leave it in.
-fn warn_of_interruption(image: &ImageHandle, undo_dir: Option<&Path>) -> Result<(), Error> {
+pub(super) fn warn_of_interruption(image: &ImageHandle, undo_dir: Option<&Path>) -> Result<(), Error> {
     let pending = heal::pending(image, undo_dir)
         .map_err(|source| Error::Heal { image: image.path().to_owned(), source })?;
     let name = escape_path(image.path());

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use instar_abi::choice::{Decision, Decisions};
 use instar_abi::problem::Tier;
 
@@ -28,6 +28,7 @@ Examples:
   instar check --repair --preview disk.qcow2 what would a repair do?
   instar check --repair=leaks disk.qcow2     give leaked space back
   instar check --repair=all disk.qcow2       mend what can be mended for certain
+  instar check --discard disk.qcow2          give what nothing uses back to the file system
   instar check --deep disk.qcow2             can its compressed clusters be read?
   instar check --output=json disk.qcow2      the same for programs
   instar check --html=disk.html disk.qcow2   the same with pictures, for a bug report";
@@ -105,6 +106,7 @@ pub enum LogTo {
 #[derive(Debug, Args)]
 #[command(after_help = CHECK_EXAMPLES)]
 #[command(mut_args(needs_chain))]
+#[command(group = ArgGroup::new("previewable").multiple(true))]
 pub struct CheckArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "the type says it")]
@@ -121,6 +123,11 @@ pub struct CheckArgs {
     /// How to print the result.
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     pub output: OutputFormat,
+    /// Give the storage of clusters that nothing uses back to the file system, once a repair is to stay. What they held
+    /// cannot be looked for any more then. Refused while the last repair can still be undone, and unless the image is
+    /// consistent.
+    #[arg(long, group = "previewable", conflicts_with_all = ["chain", "plan_out", "apply_plan"])]
+    pub discard: bool,
     /// Also inflate every compressed cluster, to find those that cannot be read.
     #[arg(long)]
     pub deep: bool,
@@ -155,7 +162,7 @@ pub struct PlanArgs {
     #[arg(long, value_name = "FILE", requires = "repair")]
     pub plan_out: Option<PathBuf>,
     /// Carry out exactly the plan in FILE, if the image is still the one that it was made for. It is proven anew.
-    #[arg(long, value_name = "FILE", group = "healing")]
+    #[arg(long, value_name = "FILE", groups = ["healing", "previewable"])]
     pub apply_plan: Option<PathBuf>,
 }
 
@@ -227,6 +234,9 @@ pub struct ResumeArgs {
 /// `instar undo`.
 #[derive(Debug, Args)]
 pub struct UndoArgs {
+    /// Keep the repair for good instead: remove its undo file. Refused while that is needed to finish something.
+    #[arg(long)]
+    pub drop: bool,
     #[command(flatten)]
     #[expect(missing_docs, reason = "the type says it")]
     pub records: RecordsArgs,
@@ -354,10 +364,10 @@ pub struct RepairArgs {
     /// Repair what TIER allows; `leaks` (the default) only frees clusters that nothing uses, `all` mends besides
     /// what the rest of the metadata determines. The repair is proven on a copy by a fresh check before the image is touched, and can be undone.
     #[arg(long, value_enum, value_name = "TIER", num_args = 0..=1, require_equals = true,
-          default_missing_value = "leaks", group = "healing")]
+          default_missing_value = "leaks", groups = ["healing", "previewable"])]
     pub repair: Option<RepairTier>,
-    /// Stop before anything is written: show what the repair would do.
-    #[arg(long, requires = "healing")]
+    /// Stop before anything is written: show what would be done.
+    #[arg(long, requires = "previewable")]
     pub preview: bool,
     /// Decide about PROBLEM, which has several outcomes that each give something up; may be given several times. The
     /// report names what can be decided. On a terminal it is asked for.
@@ -500,6 +510,18 @@ mod tests {
         assert!(!check(&["--plan-out=p"]) && check(&["--plan-out=p", "--repair=all"]));
         assert!(!check(&["--decide=orphan-data=free"]));
         assert!(check(&["--decide=orphan-data=free", "--repair=all"]));
+    }
+
+    #[test]
+    fn discard_goes_with_a_repair_and_a_preview_and_with_no_plan_file() {
+        let check = |options: &[&str]| {
+            Instar::try_parse_from([&["instar", "check"], options, &["i"]].concat()).is_ok()
+        };
+        assert!(check(&["--discard"]) && check(&["--discard", "--preview"]));
+        assert!(check(&["--discard", "--repair"]) && check(&["--discard", "--repair=all", "--preview"]));
+        assert!(!check(&["--discard", "--apply-plan=p"]) && !check(&["--discard", "--chain"]));
+        assert!(!check(&["--discard", "--repair", "--plan-out=p"]) && !check(&["--preview"]));
+        assert!(MountOptions::try_parse_from(["instar-mount", "--discard", "i", "/mnt"]).is_err());
     }
 
     #[test]

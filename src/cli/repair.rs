@@ -4,24 +4,20 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use instar_abi::call::{Phase, ProgressRecord, TextKind};
 use instar_abi::choice::{Decision, Decisions};
-use instar_abi::finding::{Finding, Owner};
 use instar_abi::problem::{Problem, Tier};
 
 use super::decide;
+use super::follower::Follower;
 use super::inspect::Inspector;
 use super::memory::{Attempting, Ended, Memory};
 use super::options::{RecordsArgs, RepairArgs, StateArgs};
 use super::say;
 use crate::error::Error;
-use crate::heal::{
-    self, BoundPlan, CageInspector, HealError, RepairObserver, RepairOptions, RepairReport, Stage, option_of,
-};
+use crate::heal::{self, BoundPlan, CageInspector, HealError, RepairOptions, RepairReport, option_of};
 use crate::history::judge;
 use crate::image::{ImageHandle, Overlay};
-use crate::report::{CheckReport, Collector, RepairFacts, SandboxFacts, Tally, Todo, escape_path};
-use crate::sandbox::observer::Observer;
+use crate::report::{CheckReport, RepairFacts, SandboxFacts, Todo, escape_path};
 
 /// What a repair came to.
 #[derive(Debug)]
@@ -190,8 +186,7 @@ fn follow(
     work: impl FnOnce(&mut CageInspector, &mut Follower) -> Result<RepairReport, HealError>,
 ) -> Result<Repaired, Error> {
     let mut cages = inspector.healers_cages();
-    let mut follower =
-        Follower { seen: Collector::new(inspector.watch().progress()), before: None, stage: Stage::Check };
+    let mut follower = Follower::new(inspector);
     let result = work(&mut cages, &mut follower);
     let recurring = attempt.map(|attempt| attempt.end(&ended(&result, &follower))).unwrap_or_default();
     let report = result.map_err(|source| Error::Heal { image: image.path().to_owned(), source })?;
@@ -243,70 +238,5 @@ fn ended<'a>(result: &'a Result<RepairReport, HealError>, follower: &'a Follower
         attested,
         before: follower.found(),
         after: attested.map(|_| follower.seen.tally()),
-    }
-}
-
-/// Keeps the findings of the last check of the image itself; those of the proof on a copy are the healer's.
-struct Follower {
-    seen: Collector,
-    before: Option<Tally>,
-    stage: Stage,
-}
-
-impl Follower {
-    /// What was found before anything was written.
-    fn found(&self) -> &Tally {
-        self.before.as_ref().unwrap_or_else(|| self.seen.tally())
-    }
-
-    fn is_about_the_image(&self) -> bool {
-        matches!(self.stage, Stage::Check | Stage::Recheck)
-    }
-}
-
-impl RepairObserver for Follower {
-    fn round_begins(&mut self, round: u32) {
-        tracing::debug!(round, "a round of planning begins");
-    }
-
-    fn stage_begins(&mut self, stage: Stage) {
-        tracing::debug!(?stage, "a stage of the repair begins");
-        if stage == Stage::Recheck {
-            self.before = Some(self.seen.tally().clone());
-        }
-        if matches!(stage, Stage::Check | Stage::Recheck) {
-            self.seen.restart();
-        }
-        self.stage = stage;
-    }
-}
-
-impl Observer for Follower {
-    fn finding(&mut self, problem: Problem, finding: &Finding) {
-        if self.is_about_the_image() {
-            self.seen.finding(problem, finding);
-        }
-    }
-
-    fn finding_dropped(&mut self, problem: Problem, finding: &Finding) {
-        if self.is_about_the_image() {
-            self.seen.finding_dropped(problem, finding);
-        }
-    }
-
-    fn owner(&mut self, owner: &Owner) {
-        if self.is_about_the_image() {
-            self.seen.owner(owner);
-        }
-    }
-
-    fn text(&mut self, kind: TextKind, index: u32, bytes: &[u8]) {
-        if self.is_about_the_image() {
-            self.seen.text(kind, index, bytes);
-        }
-    }
-
-    fn progress(&mut self, phase: Phase, record: &ProgressRecord) {
-        self.seen.progress(phase, record);
     }
 }

@@ -23,14 +23,16 @@ pub fn resume(args: &ResumeArgs) -> Result<Exit, Error> {
     Ok(report.exit(false))
 }
 
-/// Puts back the bytes that the last repair overwrote.
+/// Puts back the bytes that the last repair overwrote, or makes it one that stays.
 ///
 /// # Errors
 /// Whatever kept them from being put back.
 pub fn undo(args: &UndoArgs) -> Result<Exit, Error> {
     let image = ImageHandle::open(&args.image, Mode::Read)?;
-    let attempt = Memory::of(&image, &args.state).begin("undo".to_owned())?;
-    let result = heal::undo(&image, args.records.undo_dir.as_deref());
+    let request = if args.drop { "undo --drop" } else { "undo" };
+    let attempt = Memory::of(&image, &args.state).begin(request.to_owned())?;
+    let folder = args.records.undo_dir.as_deref();
+    let result = if args.drop { heal::drop_undo(&image, folder) } else { heal::undo(&image, folder) };
     let outcome = result.as_ref().map_or_else(HealError::ending, |ending| *ending).id();
     attempt.end(&Ended {
         outcome,

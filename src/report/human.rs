@@ -62,6 +62,9 @@ pub fn write_check(report: &CheckReport, options: HumanOptions, out: &mut dyn Wr
     if let Some(repair) = &report.repair {
         write_repair(repair, &report.names, out)?;
     }
+    if let Some(discard) = &report.discard {
+        discard.write(out)?;
+    }
     write_choices(report, options, out)?;
     write_recurring(&report.recurring, out)?;
     write_next(report, options, out)?;

@@ -15,6 +15,7 @@ use instar_abi::summary::Summary;
 use serde::Serialize;
 
 use super::describe::{ImageReport, feature_names};
+use super::discard::{DiscardDocument, DiscardFacts};
 use super::escape::escape_path;
 use super::ids::{cage_name, cost_name, disposition_name, severity_name, tier_name, verdict_name};
 use super::model::{CheckReport, KeptFinding, RepairFacts, SandboxFacts, Verdict, cluster_bytes};
@@ -80,6 +81,9 @@ pub struct CheckDocument {
     /// Whether a fresh cage proved the repair.
     #[serde(skip_serializing_if = "Option::is_none")]
     attestation: Option<AttestationDocument>,
+    /// What became of giving storage back, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    discard: Option<DiscardDocument>,
     /// What is left for the user to decide.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     choices: Vec<ChoiceDocument>,
@@ -387,6 +391,7 @@ pub fn check_json(report: &CheckReport) -> CheckDocument {
             .repair
             .as_ref()
             .and_then(|repair| repair.plan.as_ref().map(|_| AttestationDocument { proven: repair.attested })),
+        discard: report.discard.as_ref().map(DiscardFacts::document),
         choices: report.choices().map(choice).collect(),
         recurring_damage: report.recurring.iter().map(recurring).collect(),
         sandbox: sandbox(&report.sandbox, summary),

@@ -7,6 +7,7 @@
 mod blockmap;
 mod collect;
 mod describe;
+mod discard;
 mod escape;
 mod history;
 mod html;
@@ -36,6 +37,7 @@ pub mod units;
 pub use blockmap::{MapStyle, write_map};
 pub use collect::Collector;
 pub use describe::ImageReport;
+pub use discard::DiscardFacts;
 pub use escape::{escape_bytes, escape_message, escape_path};
 pub use history::{HistoryDocument, history_json, write_history};
 pub use html::{HTML_MAGIC, check_html};

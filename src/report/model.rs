@@ -8,6 +8,7 @@ use instar_abi::problem::{Disposition, Problem, Severity, Tier};
 use instar_abi::summary::{Outcome, Summary, feature};
 
 use super::collect::Collector;
+use super::discard::DiscardFacts;
 use super::names::Names;
 use super::tally::Tally;
 use super::todo::Todo;
@@ -115,6 +116,8 @@ pub struct CheckReport {
     pub sandbox: SandboxFacts,
     /// The repair, where one was asked for.
     pub repair: Option<RepairFacts>,
+    /// What became of giving storage back, where that was asked for.
+    pub discard: Option<DiscardFacts>,
     /// Problems that were found although they had been repaired before, again and again.
     pub recurring: Vec<Recurring>,
 }
@@ -133,6 +136,7 @@ impl CheckReport {
             names,
             sandbox,
             repair: None,
+            discard: None,
             recurring: Vec::new(),
         }
     }
@@ -209,7 +213,8 @@ impl CheckReport {
     pub fn exit(&self, detailed: bool) -> Exit {
         let exit = self.verdict().exit();
         let repaired = self.fixed() != (0, 0);
-        if exit == Exit::Consistent && repaired && detailed { Exit::Repaired } else { exit }
+        let exit = if exit == Exit::Consistent && repaired && detailed { Exit::Repaired } else { exit };
+        self.discard.as_ref().map_or(exit, |discard| discard.exit(exit))
     }
 
     /// Whether nothing is wrong that could keep guest bytes from being read right.

@@ -12,6 +12,7 @@ use instar_abi::call::TextKind;
 use instar_abi::problem::{Severity, Tier};
 
 use super::describe::feature_names;
+use super::discard::DiscardFacts;
 use super::escape::escape_path;
 use super::human::{headline, next_command};
 use super::ids::{cage_name, severity_name, tier_name};
@@ -45,6 +46,7 @@ pub fn check_html(report: &CheckReport, picture: Option<&Picture>) -> String {
             (verdict(report, &name))
             (problems(report))
             @if let Some(repair) = &report.repair { (repaired(repair, report)) }
+            @if let Some(discard) = &report.discard { (discarded(discard)) }
             (next(report))
             @if let Some(picture) = picture { (picture::pictures(picture, report.cluster_bytes())) }
             (findings::findings(report))
@@ -158,6 +160,16 @@ fn repaired(repair: &RepairFacts, report: &CheckReport) -> Markup {
             @if let Some(path) = &repair.plan_file { tr { th { "plan file" } td { code { (escape_path(path)) } } } }
         }
         @if !todo.is_empty() { pre { (String::from_utf8_lossy(&todo)) } }
+    }
+}
+
+fn discarded(discard: &DiscardFacts) -> Markup {
+    html! {
+        h2 { "What was given back" }
+        table.facts {
+            tr { th { "discard" } td { (discard.ending.route().sentence) } }
+            @for (label, text) in discard.lines() { tr { th { (label) } td { (text) } } }
+        }
     }
 }
 
