@@ -188,13 +188,19 @@ fn mount_with_either_cage_reads_the_same() {
     }
 }
 
+/// Waits for the end of a program, which says why where it is not a good one.
+fn assert_ends_well(child: Child) {
+    let output = child.wait_with_output().expect("the program ends");
+    assert_eq!(output.status.code(), Some(0), "{}", tools::stderr(&output));
+}
+
 #[test]
 fn mount_in_the_foreground_ends_with_fusermount_and_exit_code_0() {
     need_mounts!();
     let scene = Scene::new();
-    let mut child = scene.serve();
+    let child = scene.serve();
     scene.unmount();
-    assert_eq!(child.wait().expect("the program ends").code(), Some(0));
+    assert_ends_well(child);
 }
 
 #[test]
@@ -202,9 +208,9 @@ fn signals_unmount() {
     need_mounts!();
     for signal in [Signal::TERM, Signal::INT] {
         let scene = Scene::new();
-        let mut child = scene.serve();
+        let child = scene.serve();
         send(pid_of(&child), signal);
-        assert_eq!(child.wait().expect("the program ends").code(), Some(0));
+        assert_ends_well(child);
         assert!(!is_mounted(&scene.point()), "{signal:?}");
     }
     let scene = Scene::new();

@@ -7,13 +7,14 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 use parking_lot::Mutex;
-use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+use rustix::fs::{AtFlags, CWD, StatxFlags, major, minor, statx};
 use thiserror::Error;
 use tracing::debug;
 
@@ -115,6 +116,7 @@ pub struct Mounted {
     session: BackgroundSession,
     rings: Option<Serving>,
     unmounter: Unmounter,
+    has_answered: bool,
 }
 
 /// Ends a mount from any thread.
@@ -186,13 +188,12 @@ impl Attached {
         debug!(?transport, "the mount is served");
         adapter.tree.transport.get_or_init(|| transport);
         drop(adapter);
-        fs::metadata(&path).map_err(|source| SessionError::Silent { path: path.clone(), source })?;
+        let root =
+            fs::metadata(&path).map_err(|source| SessionError::Silent { path: path.clone(), source })?;
+        let has_answered = (major(root.dev()), minor(root.dev())) == device;
         raise_readahead(device);
-        Ok(Mounted {
-            session,
-            rings,
-            unmounter: Unmounter { path, keeper: Some(Arc::new(Mutex::new(keeper))) },
-        })
+        let unmounter = Unmounter { path, keeper: Some(Arc::new(Mutex::new(keeper))) };
+        Ok(Mounted { session, rings, unmounter, has_answered })
     }
 }
 
@@ -205,6 +206,13 @@ impl Mounted {
     #[must_use]
     pub fn has_rings(&self) -> bool {
         self.rings.is_some()
+    }
+
+    /// Whether the mount itself has answered, and so all threads that do are there. Otherwise somebody has unmounted it
+    /// before it could.
+    #[must_use]
+    pub const fn has_answered(&self) -> bool {
+        self.has_answered
     }
 
     /// What can end this mount.
