@@ -151,6 +151,7 @@ impl Host for Liar<'_> {
             guest_len: self.number() % (1 << 26),
             host_offset: self.number(),
             host_len: self.number(),
+            payload: if self.next_lie() < 200 { 0 } else { self.number() },
         };
         *requests = (0..count).map(|_| request()).collect();
     }

@@ -8,6 +8,7 @@
 
 mod cage;
 mod calls;
+mod drill;
 pub mod error;
 pub mod heap;
 pub mod job;
@@ -23,6 +24,10 @@ mod run;
 mod scope;
 
 pub use cage::CageKind;
+#[doc(hidden)]
+pub use calls::{Reply, Served};
+#[doc(hidden)]
+pub use drill::Drill;
 pub use resident::Resident;
 pub use run::{JobResult, SandboxChoice, run, run_elf};
 pub use scope::Scope;

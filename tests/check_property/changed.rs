@@ -114,7 +114,7 @@ fn one_changed_field_is_found_or_harmless() {
         let facts = reference::examine(&built.bytes).map_err(TestCaseError::fail)?;
         let fields = fields::all(&built.bytes);
         let image = Memory::new(built.bytes);
-        let files = files(&image, built.data_file.as_deref());
+        let files = files(&image, built.data_file_bytes);
         let subject = Subject { image, files, fields, facts, cluster: 1 << shape.cluster_bits };
         choices.iter().try_for_each(|choice| subject.try_one(choice, &mut tally.borrow_mut()))
     });

@@ -12,7 +12,7 @@ use instar_mount::sandbox::observer::Observer;
 use instar_qcow2::check;
 use parking_lot::RwLock;
 
-use crate::native::{self, Files, NativeHost};
+use crate::native::{self, Files, Hollow, NativeHost};
 
 /// The memory that a check has unless a test says otherwise.
 pub const MEMORY: usize = 64 << 20;
@@ -145,10 +145,10 @@ fn row(finding: &Finding) -> &'static instar_abi::problem::Row {
     Problem::from_u32(finding.problem).expect("a known problem").row()
 }
 
-/// The files of a job on an image in memory.
-pub fn files(image: &Arc<Memory>, data_file: Option<&[u8]>) -> Files {
+/// The files of a job on an image in memory, and a data file of so many bytes.
+pub fn files(image: &Arc<Memory>, data_file_bytes: Option<u64>) -> Files {
     let mut files = native::files(Arc::<Memory>::clone(image));
     let slot = usize::try_from(FILE_DATA).expect("a small index");
-    files[slot] = data_file.map(|bytes| -> Arc<dyn Backend> { Memory::new(bytes.to_vec()) });
+    files[slot] = data_file_bytes.map(|bytes| -> Arc<dyn Backend> { Arc::new(Hollow(bytes)) });
     files
 }

@@ -15,7 +15,7 @@ proptest! {
         let facts = reference::examine(&built.bytes);
         prop_assert!(facts.is_ok(), "the builder made a damaged image: {:?}", facts);
         let image = Memory::new(built.bytes);
-        let checked = Checked::of(&files(&image, built.data_file.as_deref()));
+        let checked = Checked::of(&files(&image, built.data_file_bytes));
         prop_assert!(checked.is_clean(), "{:?} {:?}", checked.ids(), checked.findings);
         let summary = checked.summary;
         prop_assert_eq!(summary.virtual_size, built.virtual_bytes);

@@ -132,9 +132,12 @@ fn change() -> impl Strategy<Value = Change> {
 /// Which field, and what is done to it.
 #[derive(Debug, Clone)]
 pub struct Choice {
-    kind: u64,
-    which: u64,
-    any: bool,
+    /// Which kind of field.
+    pub kind: u64,
+    /// Which of them.
+    pub which: u64,
+    /// Fields that are not in use too.
+    pub any: bool,
     /// How it is changed.
     pub change: Change,
 }

@@ -43,7 +43,7 @@ proptest! {
                 image.write_at(&bytes, at).expect("memory");
             }
         }
-        let files = files(&image, built.data_file.as_deref());
+        let files = files(&image, built.data_file_bytes);
         let usual = Checked::of(&files);
         prop_assert_eq!(&usual, &Checked::of(&files), "two runs differ");
         for budget in BUDGETS {

@@ -17,4 +17,5 @@ mod simdisk;
 mod support;
 
 mod built;
+mod found;
 mod subject;

@@ -1,15 +1,17 @@
 //! A damaged image, and what must hold of its repair.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use instar_abi::finding::Finding;
 use instar_abi::problem::{Problem, Tier};
 use instar_mount::heal::{
     Ending, HealError, Inspector as _, RepairOptions, RepairReport, Site, repair_at, undo_at,
 };
+use instar_mount::image::Backend;
 use instar_mount::sandbox::observer::{Ignore, Observer};
 
-use crate::native::NativeInspector;
+use crate::native::{Hollow, NativeInspector};
 use crate::shapes::Choice;
 use crate::simdisk::{Machine, Trouble};
 use crate::support::builder::Shape;
@@ -22,8 +24,12 @@ pub struct Subject {
     pub healthy: Vec<u8>,
     /// After it.
     pub damaged: Vec<u8>,
-    /// The external data file.
-    pub data_file: Option<Vec<u8>>,
+    /// Bytes of the external data file.
+    pub data_file_bytes: Option<u64>,
+    /// How much is mended.
+    pub tier: Tier,
+    /// It never was healthy: a plan that does not pass its proof on the copy is allowed.
+    pub is_hostile: bool,
 }
 
 /// A repair.
@@ -57,17 +63,22 @@ impl Subject {
                 damaged[start..start + bytes.len()].copy_from_slice(&bytes);
             }
         }
-        Self { healthy: built.bytes, damaged, data_file: built.data_file }
+        let (healthy, data_file_bytes) = (built.bytes, built.data_file_bytes);
+        Self { healthy, damaged, data_file_bytes, tier: Tier::All, is_hostile: false }
     }
 
     fn inspector(&self) -> NativeInspector {
-        let data_file = self.data_file.clone();
-        NativeInspector { data_file: data_file.map(|bytes| Site::image(&Machine::new(bytes))) }
+        let data_file = self.data_file_bytes.map(|bytes| -> Arc<dyn Backend> { Arc::new(Hollow(bytes)) });
+        NativeInspector { data_file }
     }
 
     fn repair(&self, machine: &Machine) -> Result<RepairReport, HealError> {
         let options = RepairOptions::default();
-        repair_at(machine, Tier::All, &options, &mut self.inspector(), &mut Ignore)
+        repair_at(machine, self.tier, &options, &mut self.inspector(), &mut Ignore)
+    }
+
+    fn may_refuse(&self, ending: Ending) -> bool {
+        ending == Ending::TooLarge || self.is_hostile && ending == Ending::Quarantined
     }
 
     /// What is wrong with the damaged image, and how often.
@@ -83,7 +94,13 @@ impl Subject {
     /// Repairs, repairs again, goes back. Says what is wrong with that.
     pub fn mend(&self) -> Result<Mended, String> {
         let machine = Machine::new(self.damaged.clone());
-        let report = self.repair(&machine).map_err(|error| format!("{error:?} of {:?}", self.found()))?;
+        let report = match self.repair(&machine) {
+            Ok(report) => report,
+            Err(error) if self.may_refuse(error.ending()) && machine.operations() == 0 => {
+                return Ok(Mended { ending: error.ending(), bytes: self.damaged.clone() });
+            }
+            Err(error) => return Err(format!("{error:?} of {:?}", self.found())),
+        };
         let what =
             format!("{:?}, {:?} became {:?}", report.ending, report.before.counts, report.last().counts);
         let mended = Mended { ending: report.ending, bytes: machine.image() };

@@ -1,6 +1,7 @@
 //! Runs the cage's code in this process, so that what uses a job can be tested without a cage.
 #![allow(dead_code, reason = "each test program uses its own part of this")]
 
+use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
@@ -23,6 +24,38 @@ use instar_qcow2::host::{Host, Range};
 
 /// The files of a job, by index.
 pub type Files = [Option<Arc<dyn Backend>>; FILES_MAX];
+
+/// A file that is one hole of this many bytes.
+#[derive(Debug)]
+pub struct Hollow(pub u64);
+
+impl Backend for Hollow {
+    fn len(&self) -> u64 {
+        self.0
+    }
+
+    fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
+        let is_inside = offset.checked_add(into.len() as u64).is_some_and(|end| end <= self.0);
+        into.fill(0);
+        if is_inside { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    }
+
+    fn write_at(&self, _: &[u8], _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn set_len(&self, _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn data_ranges(&self, _: u64, _: u64) -> io::Result<Vec<(u64, u64)>> {
+        Ok(Vec::new())
+    }
+}
 
 /// The files of a job on an image alone.
 pub fn files(image: Arc<dyn Backend>) -> Files {

@@ -12,14 +12,21 @@ use instar_qcow2::host::{Host, Range};
 
 /// Bytes that one job may have reported before it counts as one that never ends.
 const REPORTS_MAX: usize = 1 << 20;
+/// What a job is told that it may use.
+pub const BUDGET_BYTES: usize = 64 << 20;
 
-#[derive(Default)]
 pub struct Memory {
     pub image: Vec<u8>,
     pub findings: Vec<Finding>,
     pub writes: Vec<(u64, Vec<u8>)>,
+    /// Requests that come alone.
     pub requests: VecDeque<MapRequest>,
+    /// Requests that come together, once the others are answered.
+    pub batches: VecDeque<Vec<MapRequest>>,
     pub extents: Vec<Extent>,
+    /// Clusters, and nothing for payloads that are damaged.
+    pub inflated: Vec<Option<Vec<u8>>>,
+    pub budget_bytes: usize,
     /// Writes may lie behind the end of the file.
     pub may_grow: bool,
     scope: Vec<(u64, u64)>,
@@ -28,7 +35,19 @@ pub struct Memory {
 
 impl Memory {
     pub fn new(image: &[u8]) -> Self {
-        Self { image: image.to_vec(), ..Self::default() }
+        Self {
+            image: image.to_vec(),
+            findings: Vec::new(),
+            writes: Vec::new(),
+            requests: VecDeque::new(),
+            batches: VecDeque::new(),
+            extents: Vec::new(),
+            inflated: Vec::new(),
+            budget_bytes: BUDGET_BYTES,
+            may_grow: false,
+            scope: Vec::new(),
+            reports: 0,
+        }
     }
 
     fn count(&mut self) {
@@ -66,7 +85,7 @@ impl Host for Memory {
 
     fn finding(&mut self, finding: &Finding) {
         self.count();
-        assert!(Problem::from_u32(finding.problem).is_some() && finding.count > 0);
+        assert!(Problem::from_u32(finding.problem).is_some() && finding.count > 0, "{finding:?}");
         self.findings.push(*finding);
     }
 
@@ -123,6 +142,7 @@ impl Host for Memory {
     fn inflated(&mut self, clusters: &[Result<&[u8], Problem>]) {
         self.count();
         assert!(clusters.iter().flatten().all(|cluster| (512..=2 << 20).contains(&cluster.len())));
+        self.inflated.extend(clusters.iter().map(|cluster| cluster.ok().map(<[u8]>::to_vec)));
     }
 
     fn next(&mut self, requests: &mut Vec<MapRequest>) {
@@ -133,11 +153,13 @@ impl Host for Memory {
             guest_len: 0,
             host_offset: 0,
             host_len: 0,
+            payload: 0,
         };
-        *requests = vec![self.requests.pop_front().unwrap_or(exit)];
+        let alone = self.requests.pop_front().map(|request| vec![request]);
+        *requests = alone.or_else(|| self.batches.pop_front()).unwrap_or_else(|| vec![exit]);
     }
 
     fn memory_budget(&self) -> usize {
-        64 << 20
+        self.budget_bytes
     }
 }

@@ -12,7 +12,7 @@ use instar_abi::problem::Problem;
 use proptest::prelude::*;
 use std::io;
 
-use super::super::memory::Region;
+use super::super::drill::Drill;
 use super::super::observer::Ignore;
 use super::*;
 use crate::image::Backend;
@@ -103,17 +103,8 @@ fn one_call() -> impl Strategy<Value = (u32, u32, Vec<u64>)> {
     (op, count, prop::collection::vec(number(), 0..40))
 }
 
-fn server(kind: JobKind) -> Server {
-    let small = Region::private(LARGE_PAGE).unwrap();
-    let arena = Region::private(LARGE_PAGE).unwrap();
-    let memory = Arc::new(InmateMemory::new(small, 0, arena, 0));
-    Server::new(&Job::new(kind, Arc::new(Zeros)), memory)
-}
-
-fn put(server: &Server, op: u32, count: u32, words: &[u64]) {
-    let header = CallHeader { op, count, reserved: [0; 3] };
-    server.write(0, header.as_bytes()).unwrap();
-    server.write(RECORDS, words.as_bytes()).unwrap();
+fn drill(kind: JobKind) -> Drill {
+    Drill::new(&Job::new(kind, Arc::new(Zeros))).unwrap()
 }
 
 proptest! {
@@ -123,19 +114,19 @@ proptest! {
         calls in prop::collection::vec(one_call(), 1..20),
         op in 1u32..3,
     ) {
-        let mut server = server(kind);
+        let mut drill = drill(kind);
         let mut observer = Strict::default();
         for (call, count, words) in calls {
-            put(&server, call, count, &words);
+            assert!(drill.put_call(call, count, words.as_bytes()));
             // An error ends a job; here it goes on, which asks more of the server, not less.
-            if let Ok(Served::Idle) = server.serve(&mut observer) {
+            if let Ok(Served::Idle) = drill.ring(&mut observer) {
                 let (guest_offset, guest_len, host_len) = (4096, 9, 9);
                 let request =
                     MapRequest { op, snapshot: 0, guest_offset, guest_len, host_offset: 0, host_len, payload: 0 };
-                server.ask(vec![request]).unwrap();
+                drill.ask(vec![request]).unwrap();
             }
         }
-        match server.take_answer() {
+        match drill.take_answer() {
             Ok(Reply::Extents(extents)) => for extent in extents {
                 prop_assert!(extent.host_offset <= IMAGE_BYTES && extent.host_len <= IMAGE_BYTES - extent.host_offset);
             },
@@ -149,8 +140,8 @@ proptest! {
 
 #[test]
 fn server_counts_every_call_it_is_rung_for() {
-    let mut server = server(JobKind::Check);
-    put(&server, 99, 0, &[]);
-    assert!(server.serve(&mut Ignore).is_err());
-    assert_eq!(server.stats().exits, 1);
+    let mut drill = drill(JobKind::Check);
+    assert!(drill.put_call(99, 0, &[]));
+    assert!(drill.ring(&mut Ignore).is_err());
+    assert_eq!(drill.stats().exits, 1);
 }

@@ -51,7 +51,7 @@ const RECORDS: u64 = size_of::<CallHeader>() as u64;
 
 /// What a call came to.
 #[derive(Debug)]
-pub(super) enum Served {
+pub enum Served {
     /// It is answered; the inmate can go on.
     Answered,
     /// A resident job waits for its next request.
@@ -69,7 +69,7 @@ enum Pending {
 
 /// A whole answer of a resident job.
 #[derive(Debug)]
-pub(super) enum Reply {
+pub enum Reply {
     /// The extents of a guest range.
     Extents(Vec<Extent>),
     /// What each payload inflated to.
@@ -228,7 +228,7 @@ impl Server {
     /// # Errors
     /// [`SandboxError::Fault`] for a call that breaks a rule, [`SandboxError::Limit`] for one too many,
     /// [`SandboxError::Failed`] when the inmate gives up.
-    fn serve(&mut self, observer: &mut dyn Observer) -> Result<Served, SandboxError> {
+    pub(super) fn serve(&mut self, observer: &mut dyn Observer) -> Result<Served, SandboxError> {
         self.stats.exits += 1;
         charge(&mut self.calls, 1, self.limits.calls, "calls")?;
         let header: CallHeader = self.copy_out(0)?;

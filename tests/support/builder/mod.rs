@@ -86,8 +86,8 @@ pub enum Step {
 pub struct Built {
     /// The file.
     pub bytes: Vec<u8>,
-    /// The external data file.
-    pub data_file: Option<Vec<u8>>,
+    /// Bytes of the external data file. Nothing of an image says what is in it.
+    pub data_file_bytes: Option<u64>,
     /// Bytes of the disk.
     pub virtual_bytes: u64,
     /// Clusters of the active disk that hold data, and how many of those are compressed.

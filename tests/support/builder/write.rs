@@ -18,12 +18,12 @@ pub(super) fn encode(shape: &Shape, model: &Model, layout: &Layout) -> Built {
     let compressed =
         active_entries(model).filter(|entry| matches!(entry, Entry::Compressed { .. })).count() as u64;
     let last = layout.counts.iter().rposition(|count| *count > 0).unwrap_or(0) as u64;
-    let data_file = shape.has_data_file().then(|| vec![0xda; to_usize(model.active.bytes)]);
+    let data_file_bytes = shape.has_data_file().then_some(model.active.bytes);
     let mut bytes = image.bytes;
     cut_tail(shape, model, layout, last, &mut bytes);
     Built {
         bytes,
-        data_file,
+        data_file_bytes,
         virtual_bytes: model.active.bytes,
         allocated: (allocated, compressed),
         end_bytes: (last + 1) << shape.cluster_bits,

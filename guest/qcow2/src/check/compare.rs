@@ -378,8 +378,8 @@ impl Comparison<'_> {
 
     /// All that can be told where there is no refcount table.
     pub fn without_table<H: Host>(&self, host: &mut H, report: &mut Report) {
-        for (first, chunk) in self.counts.used_chunks() {
-            self.uncountable(report, chunk, first..first + CHUNK_CLUSTERS);
+        for (clusters, chunk) in self.counts.used_chunks() {
+            self.uncountable(report, chunk, clusters);
             report.flush_some(host);
         }
     }
@@ -387,7 +387,8 @@ impl Comparison<'_> {
     /// Tells of clusters in use below this one for which there is no refcount block.
     pub fn missing_below<H: Host>(&mut self, host: &mut H, report: &mut Report, roots: &Roots, end: u64) {
         let per_block = self.image.header.refcount_width.per_block(self.image.header.cluster);
-        let end = end.min(self.counts.end());
+        let last = end.min(self.counts.end());
+        let end = end.min(self.counts.counted_end());
         let mut at = self.missing.from.max(self.counts.first());
         while at < end {
             let stop = (at | (CHUNK_CLUSTERS - 1)).saturating_add(1).min(end);
@@ -408,7 +409,7 @@ impl Comparison<'_> {
             }
             at = stop;
         }
-        self.missing.from = self.missing.from.max(end);
+        self.missing.from = self.missing.from.max(last);
     }
 }
 

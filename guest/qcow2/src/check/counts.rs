@@ -152,13 +152,14 @@ pub struct Wide {
 
 impl Wide {
     fn from_narrow(words: &[u64; WORDS]) -> Self {
-        let mut counts = Vec::with_capacity(CHUNK_LEN);
-        let mut flag_bytes = Vec::with_capacity(CHUNK_LEN);
-        for word in words {
-            for slot in 0..32 {
+        let mut counts = alloc::vec![0_u8; CHUNK_LEN];
+        let mut flag_bytes = alloc::vec![0_u8; CHUNK_LEN];
+        let slots = counts.chunks_exact_mut(32).zip(flag_bytes.chunks_exact_mut(32));
+        for (word, (counts, flag_bytes)) in words.iter().zip(slots).filter(|(word, _)| **word != 0) {
+            for (slot, (count, flags)) in counts.iter_mut().zip(flag_bytes).enumerate() {
                 let usage = narrow_usage((word >> (slot * 2)) & 3);
-                counts.push(u8::from(usage.count != 0));
-                flag_bytes.push(usage.flags);
+                *count = u8::from(usage.count != 0);
+                *flags = usage.flags;
             }
         }
         Self { counts: Exact::Bits8(counts), flags: flag_bytes }
@@ -243,6 +244,8 @@ pub struct Counts {
     first: u64,
     /// Clusters in the window.
     span: u64,
+    /// Clusters of the window that can be in use, from its start on.
+    counted: u64,
     chunks: Vec<Chunk>,
     /// Chunks from here on are known to be empty.
     top: usize,
@@ -265,7 +268,8 @@ impl Counts {
         chunks.resize_with(len, || Chunk::Empty);
         let used_bytes = len * size_of::<Chunk>();
         let span = len as u64 * CHUNK_CLUSTERS;
-        Self { first, span, chunks, top: 0, used_bytes, cap_bytes, beyond: None }
+        let counted = clusters.saturating_sub(first).min(span);
+        Self { first, span, counted, chunks, top: 0, used_bytes, cap_bytes, beyond: None }
     }
 
     /// First cluster of the window.
@@ -280,6 +284,12 @@ impl Counts {
         self.first.saturating_add(self.span)
     }
 
+    /// One past the last cluster of the window that can be in use.
+    #[must_use]
+    pub const fn counted_end(&self) -> u64 {
+        self.first.saturating_add(self.counted)
+    }
+
     /// Where the next window has to begin: the first cluster past this one that anything refers to.
     #[must_use]
     pub const fn next_window(&self) -> Option<u64> {
@@ -290,7 +300,7 @@ impl Counts {
     #[inline]
     pub fn add_active_copied(&mut self, cluster: u64) {
         let at = cluster.wrapping_sub(self.first);
-        if at < self.span
+        if at < self.counted
             && let Some(Chunk::Narrow(words)) = self.chunks.get_mut(instar_abi::to_usize(at >> CHUNK_BITS))
         {
             let slot = instar_abi::to_usize(at & (CHUNK_CLUSTERS - 1));
@@ -314,6 +324,7 @@ impl Counts {
             self.note_beyond(cluster);
             return;
         }
+        self.counted = self.counted.max(at + 1);
         let index = instar_abi::to_usize(at >> CHUNK_BITS);
         let slot = instar_abi::to_usize(at & (CHUNK_CLUSTERS - 1));
         if let Some(state) = narrow_state(users, count)
@@ -338,7 +349,8 @@ impl Counts {
                 self.note_beyond(cluster);
                 return;
             }
-            let whole = at.is_multiple_of(SLOTS) && end - cluster >= SLOTS && count == 1;
+            let is_counted = at.saturating_add(SLOTS) <= self.counted;
+            let whole = is_counted && at.is_multiple_of(SLOTS) && end - cluster >= SLOTS && count == 1;
             let words = self.chunks.get_mut(instar_abi::to_usize(at >> CHUNK_BITS));
             if whole && let Some(Chunk::Narrow(words)) = words {
                 let word = &mut words[instar_abi::to_usize(at / SLOTS) % WORDS];
@@ -456,6 +468,7 @@ impl Counts {
         self.replace(index, Chunk::Empty);
         self.top = self.top.min(index);
         self.span = (index as u64) * CHUNK_CLUSTERS;
+        self.counted = self.counted.min(self.span);
         self.note_beyond(self.first.saturating_add(self.span));
     }
 
@@ -490,13 +503,15 @@ impl Counts {
         None
     }
 
-    /// First clusters of the chunks of the window that anything refers to, in order.
-    pub fn used_chunks(&self) -> impl Iterator<Item = (u64, &Chunk)> {
-        self.chunks
-            .iter()
-            .enumerate()
-            .filter(|(_, chunk)| !matches!(chunk, Chunk::Empty))
-            .map(|(index, chunk)| (self.first + index as u64 * CHUNK_CLUSTERS, chunk))
+    /// The chunks of the window that anything refers to, in order, each with those of its clusters that can be in use:
+    /// from its first one on.
+    pub fn used_chunks(&self) -> impl Iterator<Item = (Range<u64>, &Chunk)> {
+        let chunks = self.chunks.iter().enumerate().filter(|(_, chunk)| !matches!(chunk, Chunk::Empty));
+        chunks.map(|(index, chunk)| {
+            let start = index as u64 * CHUNK_CLUSTERS;
+            let end = (start + CHUNK_CLUSTERS).min(self.counted).max(start);
+            (self.first + start..self.first + end, chunk)
+        })
     }
 }
 

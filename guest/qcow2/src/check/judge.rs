@@ -25,8 +25,8 @@ use crate::ondisk::units::Position;
 /// Whether any cluster of the window calls for a second look.
 #[must_use]
 pub fn has_suspects(counts: &Counts) -> bool {
-    counts.used_chunks().any(|(_, chunk)| match chunk {
-        Chunk::Wide(wide) => (0..1 << super::counts::CHUNK_BITS).any(|slot| {
+    counts.used_chunks().any(|(clusters, chunk)| match chunk {
+        Chunk::Wide(wide) => clusters.enumerate().any(|(slot, _)| {
             let usage = wide.usage(slot);
             usage.is_overlap() || usage.is_copied_wrong()
         }),

@@ -386,9 +386,10 @@ impl Check {
 
     /// Keeps the end of what is in use or held.
     fn note_end(&mut self, counts: &Counts, leaks: &ClusterSet) {
-        let used = counts.used_chunks().last().and_then(|(first, chunk)| {
-            let slots = (0..1 << counts::CHUNK_BITS).rev();
-            slots.into_iter().find(|slot| chunk.usage(*slot).count > 0).map(|slot| first + slot as u64 + 1)
+        let used = counts.used_chunks().last().and_then(|(clusters, chunk)| {
+            let slots = (0..instar_abi::to_usize(clusters.end - clusters.start)).rev();
+            let last = slots.into_iter().find(|slot| chunk.usage(*slot).count > 0);
+            last.map(|slot| clusters.start + slot as u64 + 1)
         });
         let leaked = leaks.last().map(|last| last + 1);
         self.end = self.end.max(used.unwrap_or(0)).max(leaked.unwrap_or(0));
@@ -470,6 +471,8 @@ impl Check {
 
     fn finish<H: Host>(mut self, host: &mut H, passes: u32) -> Checked {
         self.find_roots(host);
+        // Leaks alone make an image dirty, and are no doubt of where its pointers lead.
+        let is_sound = !self.report.has_corruption();
         let header = &self.image.header;
         if header.is_dirty() && self.report.are_counts_wrong() {
             let stored = header.incompatible;
@@ -496,7 +499,7 @@ impl Check {
             metadata_bytes: self.reader.bytes_read(),
             ..facts::of_header(header, bitmaps)
         };
-        let frees_past_end = is_complete && !self.report.has_corruption();
+        let frees_past_end = is_complete && is_sound;
         if self.report.casts_doubt() {
             // A later window may have found what an earlier one did not know.
             self.free.clear();

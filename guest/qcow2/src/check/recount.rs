@@ -90,9 +90,9 @@ pub fn overlaps<H: Host>(
     let mut found = ClusterSet::new(host.memory_budget() / LEAKS_PART);
     if problems.has_any(OVERLAPS) {
         recount(host, reader, image, roots, |_, _, window| {
-            for (first, chunk) in window.counts.used_chunks() {
+            for (clusters, chunk) in window.counts.used_chunks() {
                 let Chunk::Wide(wide) = chunk else { continue };
-                for (slot, cluster) in (first..first + CHUNK_CLUSTERS).enumerate() {
+                for (slot, cluster) in clusters.enumerate() {
                     if wide.usage(slot).is_overlap() {
                         found.insert(cluster);
                     }

@@ -9,7 +9,7 @@
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use super::counts::{CHUNK_BITS, Chunk, Counts, Usage};
+use super::counts::{Chunk, Counts, Usage};
 use super::judge::Usages;
 use super::leaks::ClusterSet;
 
@@ -51,9 +51,9 @@ impl Suspects {
     /// wrong. False, with none of them added, where they do not fit.
     pub fn add(&mut self, counts: &Counts, mismatched: &ClusterSet) -> bool {
         let before = self.list.len();
-        for (first, chunk) in counts.used_chunks() {
+        for (clusters, chunk) in counts.used_chunks() {
             let Chunk::Wide(wide) = chunk else { continue };
-            for (slot, cluster) in (0..1 << CHUNK_BITS).zip(first..) {
+            for (slot, cluster) in clusters.enumerate() {
                 let usage = wide.usage(slot);
                 if !(usage.is_overlap() || usage.is_copied_wrong()) {
                     continue;

@@ -11,7 +11,7 @@ use instar_abi::to_usize;
 use super::judge;
 use crate::check::bitmaps::{Data, data, for_each_entry_in_turn};
 use crate::check::compare::block_offset;
-use crate::check::counts::{CHUNK_CLUSTERS, Usage, flags};
+use crate::check::counts::{Usage, flags};
 use crate::check::reader::{BATCH_BYTES, Bytes, Reader};
 use crate::check::recount::Window;
 use crate::check::report::Report;
@@ -96,8 +96,8 @@ impl Places<'_> {
     pub fn tell_data<H: Host>(&self, host: &mut H) {
         let cluster = self.image.header.cluster;
         let mut run: Option<(Range<u64>, (Table, u32))> = None;
-        for (first, chunk) in self.window.counts.used_chunks() {
-            for (slot, index) in (first..first + CHUNK_CLUSTERS).enumerate() {
+        for (clusters, chunk) in self.window.counts.used_chunks() {
+            for (slot, index) in clusters.enumerate() {
                 let Some(kind) = data_kind(chunk.usage(slot)) else { continue };
                 match &mut run {
                     Some((run, same)) if *same == kind && run.end == index => run.end += 1,

@@ -13,7 +13,6 @@ use instar_abi::cure::Cure;
 
 use super::super::diff::Edits;
 use super::kept::Kept;
-use crate::check::counts::CHUNK_CLUSTERS;
 use crate::check::recount::Window;
 use crate::check::roots::Image;
 use crate::host::Host;
@@ -71,14 +70,14 @@ impl<'a> Fresh<'a> {
 
     /// Takes the counts of a window.
     pub fn window<H: Host>(&mut self, host: &mut H, window: &Window<'_>) {
-        for (first, chunk) in window.counts.used_chunks() {
-            let mut at = first;
-            while at < first + CHUNK_CLUSTERS {
+        for (clusters, chunk) in window.counts.used_chunks() {
+            let mut at = clusters.start;
+            while at < clusters.end {
                 let index = at / self.per_block;
-                let stop = ((index + 1) * self.per_block).min(first + CHUNK_CLUSTERS);
+                let stop = ((index + 1) * self.per_block).min(clusters.end);
                 if self.kept.block(index) == 0 {
                     for cluster in at..stop {
-                        let count = chunk.usage(instar_abi::to_usize(cluster - first)).count;
+                        let count = chunk.usage(instar_abi::to_usize(cluster - clusters.start)).count;
                         if count > 0 {
                             self.put(host, cluster, count);
                         }
