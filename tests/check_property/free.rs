@@ -25,9 +25,9 @@ impl Observer for Told {
     }
 }
 
-fn told(bytes: &[u8], data_file: Option<&[u8]>, memory_bytes: usize) -> (Summary, Vec<Region>) {
+fn told(bytes: &[u8], data_file_bytes: Option<u64>, memory_bytes: usize) -> (Summary, Vec<Region>) {
     let mut told = Told::default();
-    let files = files(&Memory::new(bytes.to_vec()), data_file);
+    let files = files(&Memory::new(bytes.to_vec()), data_file_bytes);
     let summary = instar_qcow2::free::run(&mut NativeHost::new(files, &mut told).with_memory(memory_bytes));
     (summary, told.0)
 }
@@ -88,8 +88,8 @@ proptest! {
         shape in shape(), choices in choices(1..3),
     ) {
         let built = shape.build();
-        let (summary, regions) = told(&built.bytes, built.data_file.as_deref(), crate::checked::MEMORY);
-        let is_strange = shape.strange_extensions || built.data_file.is_some()
+        let (summary, regions) = told(&built.bytes, built.data_file_bytes, crate::checked::MEMORY);
+        let is_strange = shape.strange_extensions || built.data_file_bytes.is_some()
             || Head::of(&built.bytes).header_bytes > 112;
         prop_assert_eq!(Stranger::from_u32(summary.stranger).is_some(), is_strange);
         prop_assert!(regions.is_empty() || !is_strange);
