@@ -182,11 +182,11 @@ fn counts_past_the_end_are_kept_while_something_may_have_been_cut_off() {
 }
 
 /// Does something when a stage begins.
-struct At<F: FnMut()>(Stage, F);
+struct At<F: FnMut() + Send>(Stage, F);
 
-impl<F: FnMut()> Observer for At<F> {}
+impl<F: FnMut() + Send> Observer for At<F> {}
 
-impl<F: FnMut()> RepairObserver for At<F> {
+impl<F: FnMut() + Send> RepairObserver for At<F> {
     fn stage_begins(&mut self, stage: Stage) {
         if stage == self.0 {
             (self.1)();

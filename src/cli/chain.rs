@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::check::print;
 use super::inspect::Inspector;
 use super::options::{BackingFormat, BelowArgs, CageArgs, CheckArgs, OutputFormat};
-use super::say;
+use super::{confine, say};
 use crate::chain::{CageDescriber, Chain, ChainPolicy, ChainProblem, Format, Member, follow};
 use crate::error::Error;
 use crate::exit::Exit;
@@ -26,6 +26,7 @@ pub fn run(args: &CheckArgs, watch: &Watch) -> Result<Exit, Error> {
     let limits = Limits { arena_bytes: args.cage.memory, ..Limits::default() };
     let describer = CageDescriber { choice: args.cage.sandbox.into(), limits };
     let top = Arc::new(ImageHandle::open(&args.image, Mode::Read)?);
+    confine::to_follow(args.cage.sandbox, &args.chain.below)?;
     let chain = follow(top, &policy(&args.chain.below), &describer);
     let reports = check_members(&chain, args, watch)?;
     match args.output {

@@ -1,12 +1,10 @@
 //! `instar check`.
 
-use std::path::Path;
-
 use super::inspect::Inspector;
 use super::memory::Memory;
 use super::options::{CheckArgs, ExitCodes, OutputFormat, StateArgs};
 use super::repair::{Repaired, Request, What};
-use super::{chain, discard, page, repair, say};
+use super::{chain, confine, discard, page, repair, say};
 use crate::error::Error;
 use crate::exit::Exit;
 use crate::heal::{self, Pending};
@@ -28,6 +26,8 @@ pub fn run(args: &CheckArgs) -> Result<Exit, Error> {
     let inspector = Inspector::new(&image, &args.cage, watch)?.with_deep(args.deep);
     // Before anything is repaired: a page that cannot be written is no reason to stop half-way.
     let page = args.html.as_deref().map(|path| page::begin(path, &image)).transpose()?;
+    look_for_interruption(&image, &request)?;
+    confine::to_check(&image, args, request.writes())?;
     let report = if args.discard {
         let report = discard::run(&image, &inspector, &request, &args.state)?;
         if args.quiet {
@@ -79,7 +79,6 @@ pub(super) fn examine(
 ) -> Result<Repaired, Error> {
     match &request.what {
         None => {
-            warn_of_interruption(image, request.undo_dir.as_deref())?;
             let mut report = inspector.check()?;
             report.recurring = Memory::of(image, state).recurring(&report.tally);
             Ok(Repaired { report, preview: None, bound: None })
@@ -88,9 +87,16 @@ pub(super) fn examine(
     }
 }
 
-/// Says that the image is not in the state that an interrupted repair or undo was to leave it in.
-pub(super) fn warn_of_interruption(image: &ImageHandle, undo_dir: Option<&Path>) -> Result<(), Error> {
-    let pending = heal::pending(image, undo_dir)
+/// Says that an image which is not to be repaired is not in the state that an interrupted repair or undo was to leave
+/// it in.
+///
+/// # Errors
+/// [`Error::Heal`].
+pub(super) fn look_for_interruption(image: &ImageHandle, request: &Request) -> Result<(), Error> {
+    if request.what.is_some() {
+        return Ok(());
+    }
+    let pending = heal::pending(image, request.undo_dir.as_deref())
         .map_err(|source| Error::Heal { image: image.path().to_owned(), source })?;
     let name = escape_path(image.path());
     match pending {

@@ -1,6 +1,6 @@
 //! `instar check --discard`.
 
-use super::check::{examine, warn_of_interruption};
+use super::check::examine;
 use super::follower::Follower;
 use super::inspect::Inspector;
 use super::memory::{Ended, Memory};
@@ -29,10 +29,7 @@ pub fn run(
     }
     let repaired = match request.what {
         Some(_) => Some(examine(image, inspector, request, state)?.report),
-        None => {
-            warn_of_interruption(image, request.undo_dir.as_deref())?;
-            None
-        }
+        None => None,
     };
     let mut report = discard(image, inspector, &options, state)?;
     if let Some(repaired) = repaired {

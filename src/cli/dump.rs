@@ -14,7 +14,7 @@ use instar_abi::region::{COPIED, LEFT_OUT, Region};
 use super::inspect::Inspector;
 use super::options::DumpArgs;
 use super::output_file::OutputFile;
-use super::say;
+use super::{confine, say};
 use crate::error::Error;
 use crate::exit::Exit;
 use crate::image::{Backend, HandleError, ImageFile, ImageHandle, Mode};
@@ -34,6 +34,7 @@ const HOLE_BYTES: usize = 4096;
 pub fn run(args: &DumpArgs) -> Result<Exit, Error> {
     let image = ImageHandle::open(&args.image, Mode::Read)?;
     let inspector = Inspector::new(&image, &args.cage, Watch::people(false))?;
+    confine::to_copy(args.cage.sandbox, &args.out)?;
     let report = inspector.check()?;
     if report.verdict() == Verdict::NotQcow2 {
         say::to_person(&format!("{}: not a QCOW2 image, nothing is copied", escape_path(&args.image)));

@@ -2,7 +2,7 @@
 
 use super::inspect::Inspector;
 use super::options::{InfoArgs, OutputFormat};
-use super::say;
+use super::{confine, say};
 use crate::error::Error;
 use crate::exit::Exit;
 use crate::image::{ImageHandle, Mode};
@@ -14,7 +14,9 @@ use crate::report::{Verdict, Watch, image_json, write_image};
 /// Whatever kept the image from being looked at.
 pub fn run(args: &InfoArgs) -> Result<Exit, Error> {
     let image = ImageHandle::open(&args.image, Mode::Read)?;
-    let report = Inspector::new(&image, &args.cage, Watch::default())?.describe()?;
+    let inspector = Inspector::new(&image, &args.cage, Watch::default())?;
+    confine::to_look(args.cage.sandbox)?;
+    let report = inspector.describe()?;
     match args.output {
         OutputFormat::Json => say::document(&image_json(&report))?,
         OutputFormat::Human => say::result(|out| write_image(&report, out))?,

@@ -4,7 +4,7 @@ use std::io::IsTerminal as _;
 
 use super::inspect::Inspector;
 use super::options::{ColourWhen, MapArgs, MapFormat};
-use super::{picture, say};
+use super::{confine, picture, say};
 use crate::error::Error;
 use crate::exit::Exit;
 use crate::image::{ImageHandle, Mode};
@@ -22,6 +22,7 @@ const COLUMNS: usize = 80;
 pub fn run(args: &MapArgs) -> Result<Exit, Error> {
     let image = ImageHandle::open(&args.image, Mode::Read)?;
     let inspector = Inspector::new(&image, &args.cage, Watch::people(false))?;
+    confine::to_look(args.cage.sandbox)?;
     let report = inspector.check()?;
     match picture::take(&inspector, &report)? {
         Some(picture) => print(args, &report, &picture)?,

@@ -61,18 +61,32 @@ pub struct Ended<'a> {
 
 /// The state folder that was asked for; `None` for none.
 #[must_use]
-pub fn folder(args: &StateArgs) -> Option<PathBuf> {
+pub fn named(args: &StateArgs) -> Option<PathBuf> {
     match &args.state_dir {
         Some(path) if path.as_os_str() == NONE => None,
         Some(path) => Some(path.clone()),
-        None => {
-            let path = default_path();
-            if path.is_none() {
-                say::to_person("warning: no home folder to remember repairs in; --state-dir names one");
-            }
-            path
-        }
+        None => default_path(),
     }
+}
+
+/// The same; that there is none although one is wanted is told.
+#[must_use]
+pub fn folder(args: &StateArgs) -> Option<PathBuf> {
+    let path = named(args);
+    if path.is_none() && args.state_dir.is_none() {
+        say::to_person("warning: no home folder to remember repairs in; --state-dir names one");
+    }
+    path
+}
+
+/// The same, made where it is missing. One that cannot be made is told of when it is used.
+#[must_use]
+pub fn prepared(args: &StateArgs) -> Option<PathBuf> {
+    let path = named(args)?;
+    if let Err(error) = Folder::make(&path) {
+        tracing::debug!(%error, "the state folder cannot be used");
+    }
+    Some(path)
 }
 
 impl<'a> Memory<'a> {

@@ -16,6 +16,7 @@ pub mod access;
 pub mod cache;
 pub mod chain;
 pub mod check;
+pub mod confine;
 pub mod decide;
 pub mod discard;
 pub mod dump;

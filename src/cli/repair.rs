@@ -70,8 +70,10 @@ impl Request {
         Ok(Self { what, preview: args.preview, undo_dir, plan_out: None, may_ask })
     }
 
-    fn writes(&self) -> bool {
-        !self.preview && self.plan_out.is_none()
+    /// Whether the image may be written.
+    #[must_use]
+    pub fn writes(&self) -> bool {
+        self.what.is_some() && !self.preview && self.plan_out.is_none()
     }
 }
 

@@ -4,7 +4,7 @@
 use super::inspect::Inspector;
 use super::memory::{Ended, Memory};
 use super::options::{ResumeArgs, UndoArgs};
-use super::{check, repair, say};
+use super::{check, confine, repair, say};
 use crate::error::Error;
 use crate::exit::Exit;
 use crate::heal::{self, HealError};
@@ -18,6 +18,7 @@ use crate::report::{HumanOptions, Tally, Watch, escape_path};
 pub fn resume(args: &ResumeArgs) -> Result<Exit, Error> {
     let image = ImageHandle::open(&args.image, Mode::Read)?;
     let inspector = Inspector::new(&image, &args.cage, Watch::default())?;
+    confine::to_resume(&image, args)?;
     let report = repair::resume(&image, &inspector, &args.records, &args.state)?.report;
     check::print(&report, args.output, HumanOptions::default())?;
     Ok(report.exit(false))
@@ -29,6 +30,7 @@ pub fn resume(args: &ResumeArgs) -> Result<Exit, Error> {
 /// Whatever kept them from being put back.
 pub fn undo(args: &UndoArgs) -> Result<Exit, Error> {
     let image = ImageHandle::open(&args.image, Mode::Read)?;
+    confine::to_undo(&image, args)?;
     let request = if args.drop { "undo --drop" } else { "undo" };
     let attempt = Memory::of(&image, &args.state).begin(request.to_owned())?;
     let folder = args.records.undo_dir.as_deref();

@@ -29,5 +29,5 @@ pub use calls::{Reply, Served};
 #[doc(hidden)]
 pub use drill::Drill;
 pub use resident::Resident;
-pub use run::{JobResult, SandboxChoice, run, run_elf};
+pub use run::{JobResult, SandboxChoice, run, run_elf, settle};
 pub use scope::Scope;

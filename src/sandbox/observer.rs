@@ -8,8 +8,9 @@ use instar_abi::finding::{Finding, Owner, Table};
 use instar_abi::problem::Problem;
 use instar_abi::region::Region;
 
-/// Receives what an inmate reports. Every method has a default that ignores it.
-pub trait Observer {
+/// Receives what an inmate reports, in the thread that serves it, which can open nothing. Every method has a default
+/// that ignores it.
+pub trait Observer: Send {
     /// A finding that is kept.
     fn finding(&mut self, problem: Problem, finding: &Finding) {
         let _ = (problem, finding);

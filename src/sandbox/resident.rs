@@ -20,7 +20,7 @@ use super::job::Job;
 use super::lockdown::{self, Narrowing};
 use super::observer::{Observer, RunStats};
 use super::payload::EMBEDDED;
-use super::run::{Built, SandboxChoice, build};
+use super::run::{Built, SandboxChoice, build, settle};
 use crate::disk::{ExtentSource, Inflated, Payload};
 
 /// An answer, and what the cage cost up to it.
@@ -61,12 +61,8 @@ impl Resident {
         if job.kind != JobKind::Map {
             return Err(host("start a resident cage for another job than map", io::ErrorKind::InvalidInput));
         }
-        // The cage's thread cannot open it any more.
-        if choice != SandboxChoice::Process
-            && let Err(error) = super::kvm::device()
-        {
-            tracing::debug!(%error, "no hypervisor for a resident cage");
-        }
+        // The cage's thread cannot open anything any more.
+        settle(choice);
         let (requests, incoming) = channel();
         let (outgoing, replies) = channel();
         let (ready, started) = channel();

@@ -1,4 +1,12 @@
 //! From a job to its result: picks a cage, puts the payload in, serves it to its end.
+//!
+//! Invariants: a job is served by a thread of its own, which has given up its rights before the cage is built and has
+//! nothing left but what serving takes before the inmate's first word is looked at; and which kind of cage
+//! [`SandboxChoice::Auto`] means is decided once in a process, so that all of its cages, those that are started anew
+//! included, are of one kind.
+
+use std::panic::resume_unwind;
+use std::sync::OnceLock;
 
 use instar_abi::ABI_VERSION;
 use instar_abi::boot::{BOOT_MAGIC, BootPage, FLAG_DEEP, FLAG_DUMP, FLAG_MASK_NAMES, GATE_PORT, JobKind};
@@ -9,7 +17,8 @@ use super::cage::{Cage, CageKind};
 use super::calls::{Served, Server, lengths};
 use super::error::SandboxError;
 use super::job::{DumpNames, Job};
-use super::kvm::KvmCage;
+use super::kvm::{self, KvmCage};
+use super::lockdown;
 use super::observer::{Observer, RunStats};
 use super::payload::{EMBEDDED, Payload};
 use super::process::ProcessCage;
@@ -17,7 +26,7 @@ use super::process::ProcessCage;
 /// Which cage to use (`--sandbox`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SandboxChoice {
-    /// KVM where it can be had, a process otherwise; the fallback is told.
+    /// KVM where a virtual machine can be had at all, a process otherwise; the fallback is told.
     #[default]
     Auto,
     /// KVM or nothing.
@@ -37,6 +46,36 @@ pub struct JobResult {
     pub cage: CageKind,
     /// Why [`SandboxChoice::Auto`] did not get KVM, where it did not.
     pub fallback: Option<String>,
+}
+
+/// Which kind of cage `choice` means on this machine, and what it takes to build one later without opening anything:
+/// to be asked before the program locks itself down. That KVM was asked for and cannot be had is told when a cage is
+/// built.
+pub fn settle(choice: SandboxChoice) -> CageKind {
+    match choice {
+        SandboxChoice::Process => CageKind::Process,
+        SandboxChoice::Auto => automatic().0,
+        SandboxChoice::Kvm => {
+            if let Err(error) = kvm::device() {
+                tracing::debug!(%error, "no hypervisor");
+            }
+            CageKind::Kvm
+        }
+    }
+}
+
+/// What [`SandboxChoice::Auto`] means in this process, and why it is not KVM where it is not.
+fn automatic() -> (CageKind, Option<String>) {
+    static OBSTACLE: OnceLock<Option<String>> = OnceLock::new();
+    let obstacle = || match kvm::probe() {
+        Ok(()) => None,
+        Err(SandboxError::Unavailable { action, source }) => Some(format!("cannot {action}: {source}")),
+        Err(other) => Some(other.to_string()),
+    };
+    match OBSTACLE.get_or_init(obstacle) {
+        None => (CageKind::Kvm, None),
+        Some(reason) => (CageKind::Process, Some(reason.clone())),
+    }
 }
 
 /// Runs a job to its end.
@@ -62,7 +101,25 @@ pub fn run_elf(
     if job.kind == JobKind::Map {
         return Err(refused("run a resident job to its end"));
     }
+    settle(choice);
+    std::thread::scope(|scope| {
+        let work = || run_without_rights(elf, job, choice, observer);
+        let thread = std::thread::Builder::new().name("instar-job".into()).spawn_scoped(scope, work);
+        let start = |source| SandboxError::Host { action: "start the job's thread".into(), source };
+        thread.map_err(start)?.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })
+}
+
+/// In the job's own thread.
+fn run_without_rights(
+    elf: &[u8],
+    job: &Job,
+    choice: SandboxChoice,
+    observer: &mut dyn Observer,
+) -> Result<JobResult, SandboxError> {
+    lockdown::give_up_rights_for_cage()?;
     let mut built = build(elf, job, choice)?;
+    lockdown::serve_only_a_job(built.kind)?;
     let mut server = Server::new(job, built.cage.memory().clone());
     match server.drive(&mut *built.cage, observer)? {
         Served::Done(summary) => {
@@ -88,18 +145,14 @@ pub(super) struct Built {
 pub(super) fn build(elf: &[u8], job: &Job, choice: SandboxChoice) -> Result<Built, SandboxError> {
     let payload = Payload::parse(elf)?;
     let boot = boot_page(job);
-    let kvm = || KvmCage::new(&payload, boot).map(|cage| Box::new(cage) as Box<dyn Cage>);
-    let process = || ProcessCage::new(&payload, boot).map(|cage| Box::new(cage) as Box<dyn Cage>);
-    let (cage, kind, fallback) = match choice {
-        SandboxChoice::Kvm => (kvm()?, CageKind::Kvm, None),
-        SandboxChoice::Process => (process()?, CageKind::Process, None),
-        SandboxChoice::Auto => match kvm() {
-            Ok(cage) => (cage, CageKind::Kvm, None),
-            Err(SandboxError::Unavailable { action, source }) => {
-                (process()?, CageKind::Process, Some(format!("cannot {action}: {source}")))
-            }
-            Err(other) => return Err(other),
-        },
+    let (kind, fallback) = match choice {
+        SandboxChoice::Kvm => (CageKind::Kvm, None),
+        SandboxChoice::Process => (CageKind::Process, None),
+        SandboxChoice::Auto => automatic(),
+    };
+    let cage: Box<dyn Cage> = match kind {
+        CageKind::Kvm => Box::new(KvmCage::new(&payload, boot)?),
+        CageKind::Process => Box::new(ProcessCage::new(&payload, boot)?),
     };
     Ok(Built { cage, kind, fallback })
 }

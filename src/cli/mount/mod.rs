@@ -30,7 +30,7 @@ pub use error::MountError;
 use names::{Shown, file_name, served_path};
 use serve::Ending;
 
-use super::check::examine;
+use super::check::{examine, look_for_interruption};
 use super::inspect::Inspector;
 use super::options::{MountOptions, OnDamageArg};
 use super::repair::Request;
@@ -87,6 +87,7 @@ fn serve(options: &MountOptions, point: &Path) -> Result<Exit, Error> {
     let image = Arc::new(ImageHandle::open(&options.image, Mode::Read)?);
     let point = MountPoint::check(point, image.file().identity()).map_err(MountError::Point)?;
     let inspector = Inspector::new(&image, &options.cage, Watch::people(options.quiet))?;
+    look_for_interruption(&image, &request)?;
     let examined = examine(&image, &inspector, &request, &options.state)?;
     let inspector = match &examined.preview {
         Some(overlay) => inspector.of(overlay.clone()),
@@ -140,7 +141,10 @@ fn serve(options: &MountOptions, point: &Path) -> Result<Exit, Error> {
         mounted.unmounter().unmount(true).map_err(MountError::Session)?;
         return Err(MountError::Background(error).into());
     }
-    lockdown::serve_only(cages, mounted.has_rings())?;
+    // Where it was unmounted before it could answer, its threads are still being made, only to end.
+    if mounted.has_answered() {
+        lockdown::serve_only(cages, mounted.has_rings())?;
+    }
     ending.serve(mounted).map_err(MountError::Session)?;
     tracing::info!(event = event::UNMOUNTED.id, mountpoint = %escape_path(point.path()), "unmounted");
     Ok(Exit::Consistent)

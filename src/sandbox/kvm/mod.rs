@@ -128,6 +128,16 @@ pub(super) fn device() -> Result<&'static Kvm, kvm_ioctls::Error> {
     DEVICE.get_or_init(Kvm::new).as_ref().map_err(|&error| error)
 }
 
+/// Whether a virtual machine with a processor can be had.
+///
+/// # Errors
+/// [`SandboxError::Unavailable`], saying which step failed.
+pub(super) fn probe() -> Result<(), SandboxError> {
+    let kvm = device().map_err(kvm_failed("open /dev/kvm"))?;
+    let vm = kvm.create_vm().map_err(kvm_failed("create a virtual machine"))?;
+    vm.create_vcpu(0).map_err(kvm_failed("create a vCPU")).map(drop)
+}
+
 /// Maps the inmate's memory and copies payload and boot page into it.
 fn load(payload: &Payload<'_>, boot: &BootPage) -> io::Result<InmateMemory> {
     let small = Region::private(LARGE_PAGE)?;

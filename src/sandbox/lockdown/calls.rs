@@ -1,4 +1,5 @@
-//! Which system calls a server has left, and who needs each: the data that [`super::filter`] makes filters of.
+//! Which system calls a server has left, and who needs each: the data that [`super::filter`] makes filters of. The
+//! other programs have these and those in [`super::tools`].
 //!
 //! Everything that opens, creates, executes, connects, mounts, traces or signals is missing. The exceptions are the
 //! rows for process cages: a cage that is a process is started anew by starting a process. Its program is the
@@ -55,7 +56,7 @@ impl Call {
     }
 
     /// Not left to the threads of cages.
-    const fn but_cages(self) -> Self {
+    pub(super) const fn but_cages(self) -> Self {
         Self { in_cage_threads: false, ..self }
     }
 
@@ -102,11 +103,11 @@ const KVM_REQUESTS: When = When::OneOf {
     ],
 };
 
-const fn bits(flag: i32) -> u64 {
+pub(super) const fn bits(flag: i32) -> u64 {
     flag.cast_unsigned() as u64
 }
 
-const fn call(number: i64, name: &'static str, when: When, caller: &'static str) -> Call {
+pub(super) const fn call(number: i64, name: &'static str, when: When, caller: &'static str) -> Call {
     Call { name, number, when, in_cage_threads: true, only_for: None, only_with_rings: false, caller }
 }
 

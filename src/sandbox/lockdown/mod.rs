@@ -10,6 +10,11 @@
 //! 3. [`serve_only`], for all threads at once: no system calls but those in [`calls`].
 //! 4. From then on a thread that keeps a cage narrows itself further, to what serving a cage takes.
 //!
+//! A program of the command line does [`work_only`] in place of the second and third step, before an image's first
+//! byte is given to a cage; it keeps the places that it names. In every program the thread that serves a job which
+//! ends gives up all of its rights before the cage is built, and all calls but those in [`serve_only_a_job`] before it
+//! serves.
+//!
 //! Invariant: every step only takes away, none can be undone, and what is left stands in two tables. What is
 //! deliberately left out: who may reach the mount, which is the kernel's and the mount options' matter.
 
@@ -19,6 +24,7 @@ mod places;
 mod rights;
 #[cfg(test)]
 mod tests;
+mod tools;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,6 +32,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use thiserror::Error;
 
 use super::cage::CageKind;
+pub use places::{Place, Reach};
 pub use rights::{keep_mount_capabilities, pass_nothing_on};
 
 /// Why a right could not be given up. Nothing is served then.
@@ -64,13 +71,44 @@ pub fn give_up_rights() -> Result<(), LockdownError> {
     places::close().map_err(cannot("close the file system"))
 }
 
-/// [`give_up_rights`] for a thread that is to keep a cage. Behind the filter there is nothing left to give up: such a
-/// thread was started by one that had none.
+/// [`give_up_rights`] for a thread that is to serve a cage, with no file left to open. Behind a server's filter there is
+/// nothing left to give up: such a thread was started by one that had none.
 ///
 /// # Errors
 /// [`LockdownError`].
 pub(super) fn give_up_rights_for_cage() -> Result<(), LockdownError> {
-    if FILTERED.load(Ordering::Acquire) { Ok(()) } else { give_up_rights() }
+    if FILTERED.load(Ordering::Acquire) { Ok(()) } else { keep_places(&[]) }
+}
+
+/// Leaves the calling thread and the threads that it will start these places, and as root the rights on files of others
+/// that it takes to use them.
+fn keep_places(places: &[Place]) -> Result<(), LockdownError> {
+    rights::keep_file_capabilities(reach_of(places)).map_err(cannot("give up capabilities"))?;
+    rights::take_no_new_privileges().map_err(cannot("rule out new privileges"))?;
+    places::close_but_places(places).map_err(cannot("close the file system"))
+}
+
+fn reach_of(places: &[Place]) -> Reach {
+    places.iter().map(|place| place.reach).max().unwrap_or(Reach::Nothing)
+}
+
+/// Leaves a program of the command line, which has no other threads yet, what working on images takes: cages of this
+/// kind, these places, and what is open.
+///
+/// # Errors
+/// [`LockdownError`]. A kernel without Landlock is no error, but keeps no file closed that is to be read, or
+/// written, where any is.
+pub fn work_only(cages: CageKind, places: &[Place]) -> Result<(), LockdownError> {
+    keep_places(places)?;
+    filter::install_for_all(filter::for_tool(cages, reach_of(places))).map_err(cannot("filter system calls"))
+}
+
+/// Leaves the calling thread what serving one job takes, and telling what comes of it.
+///
+/// # Errors
+/// [`LockdownError`].
+pub(super) fn serve_only_a_job(kind: CageKind) -> Result<(), LockdownError> {
+    filter::install_for_job(kind).map_err(cannot("filter the job's system calls"))
 }
 
 /// Allows all threads only what serving takes, with cages of this kind to start anew, through rings or without.
@@ -78,7 +116,7 @@ pub(super) fn give_up_rights_for_cage() -> Result<(), LockdownError> {
 /// # Errors
 /// [`LockdownError`].
 pub fn serve_only(cages: CageKind, rings: bool) -> Result<(), LockdownError> {
-    filter::install_for_all(cages, rings).map_err(cannot("filter system calls"))?;
+    filter::install_for_all(filter::for_server(cages, rings)).map_err(cannot("filter system calls"))?;
     FILTERED.store(true, Ordering::Release);
     Ok(())
 }

@@ -9,6 +9,8 @@ use rustix::thread::{
     remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
 };
 
+use super::places::Reach;
+
 /// No core file, and no core dump to a program either, which the limit alone does not keep the kernel from.
 pub(super) fn dump_nothing() -> io::Result<()> {
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
@@ -18,6 +20,15 @@ pub(super) fn dump_nothing() -> io::Result<()> {
 /// Takes every capability from the calling thread.
 pub(super) fn drop_capabilities() -> io::Result<()> {
     keep_capabilities(CapabilitySet::empty())
+}
+
+/// Leaves the calling thread, if it has it, what lets root read, or write, the files of others.
+pub(super) fn keep_file_capabilities(reach: Reach) -> io::Result<()> {
+    keep_capabilities(match reach {
+        Reach::Nothing => CapabilitySet::empty(),
+        Reach::Reading => CapabilitySet::DAC_READ_SEARCH,
+        Reach::Writing => CapabilitySet::DAC_READ_SEARCH | CapabilitySet::DAC_OVERRIDE,
+    })
 }
 
 /// Leaves the calling thread, if it has any, the capabilities that unmounting takes: to do it, and to reach the place.

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use instar_abi::boot::JobKind;
 use seccompiler::apply_filter;
 
-use super::{FILTERED, calls, filter, give_up_rights, places};
+use super::{FILTERED, Place, Reach, calls, filter, give_up_rights, keep_places, places, tools};
 use crate::image::ImageFile;
 use crate::sandbox::cage::CageKind;
 use crate::sandbox::error::SandboxError;
@@ -93,6 +93,94 @@ fn forbidden_calls_are_refused_under_every_filter() {
     }
 }
 
+/// The filter of a program of the command line, for the calling thread only.
+fn work(kind: CageKind, reach: Reach) {
+    for program in filter::for_tool(kind, reach).unwrap() {
+        apply_filter(&program).unwrap();
+    }
+}
+
+#[test]
+fn tools_and_their_jobs_open_what_they_need_and_leave_by_no_other_way() {
+    let all_bits = [usize::MAX; 5];
+    let of_reading = ["openat2", "stat"];
+    let of_writing = ["open", "openat", "openat2", "stat", "unlink", "rename", "pwrite64", "fallocate"];
+    let of_jobs = ["pwrite64"];
+    type Filter = fn(CageKind);
+    let filters: [(Filter, &[&str]); 4] = [
+        (|kind| work(kind, Reach::Nothing), &[]),
+        (|kind| work(kind, Reach::Reading), &of_reading),
+        (|kind| work(kind, Reach::Writing), &of_writing),
+        (|kind| filter::install_for_job(kind).unwrap(), &of_jobs),
+    ];
+    for kind in KINDS {
+        for (filter, left) in filters {
+            alone(|| {
+                filter(kind);
+                for (name, number) in FORBIDDEN {
+                    let is_refused = tried(number, all_bits).raw_os_error() == Some(libc::EPERM);
+                    assert_eq!(is_refused, !left.contains(&name), "{name}, where {left:?} is left");
+                }
+            });
+        }
+    }
+}
+
+#[test]
+fn tool_that_reads_opens_nothing_to_write() {
+    let flags = |flags: i32| [usize::MAX, 0, usize::try_from(flags).unwrap(), 0, 0];
+    alone(|| {
+        work(CageKind::Kvm, Reach::Reading);
+        for writing in
+            [libc::O_WRONLY, libc::O_RDWR, libc::O_CREAT, libc::O_TRUNC, libc::O_TMPFILE | libc::O_RDWR]
+        {
+            assert_eq!(
+                tried(libc::SYS_openat, flags(writing)).raw_os_error(),
+                Some(libc::EPERM),
+                "{writing:#o}"
+            );
+        }
+        let reading = tried(libc::SYS_openat, flags(libc::O_CLOEXEC));
+        assert_ne!(reading.raw_os_error(), Some(libc::EPERM));
+    });
+}
+
+#[test]
+fn places_of_a_tool_are_open_as_far_as_they_were_named_and_all_else_is_closed() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    for name in ["read", "write", "closed"] {
+        fs::create_dir(at(name)).unwrap();
+        fs::write(at(name).join("file"), b"text").unwrap();
+    }
+    fs::write(at("image"), b"text").unwrap();
+    alone(|| {
+        let places = [
+            Place::to_read(at("read")),
+            Place::to_write(at("write")),
+            Place::to_read(at("image")),
+            Place::to_write(at("missing")),
+        ];
+        keep_places(&places).unwrap();
+        if !alone(|| places::are_closed().unwrap()) {
+            println!("skipped: this kernel has no Landlock");
+            return;
+        }
+        let refused = |error: io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+        assert!(fs::read(at("read").join("file")).is_ok() && fs::read(at("image")).is_ok());
+        assert!(refused(fs::write(at("read").join("file"), b"").unwrap_err()));
+        assert!(refused(fs::write(at("image"), b"").unwrap_err()));
+        assert!(refused(fs::remove_file(at("read").join("file")).unwrap_err()));
+        fs::write(at("write").join("new"), b"text").unwrap();
+        fs::rename(at("write").join("new"), at("write").join("file")).unwrap();
+        fs::remove_file(at("write").join("file")).unwrap();
+        assert!(refused(fs::read(at("closed").join("file")).unwrap_err()));
+        assert!(refused(fs::write(at("missing"), b"").unwrap_err()));
+        assert!(refused(std::os::unix::net::UnixListener::bind(at("write").join("socket")).unwrap_err()));
+        assert!(refused(std::os::unix::fs::symlink("/", at("write").join("link")).unwrap_err()));
+    });
+}
+
 #[test]
 fn programs_and_processes_are_started_only_where_a_cage_is_one() {
     alone(|| {
@@ -141,7 +229,7 @@ fn files_are_closed_to_a_thread_without_rights_and_those_it_starts() {
     let open = File::open(&file).unwrap();
     alone(|| {
         give_up_rights().unwrap();
-        if !places::are_closed().unwrap() {
+        if !alone(|| places::are_closed().unwrap()) {
             println!("skipped: this kernel has no Landlock");
             return;
         }
@@ -187,7 +275,7 @@ fn cage_is_started_anew_by_a_thread_that_is_locked_down() {
 fn every_call_is_described_and_told_of_in_the_threat_model() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/threat-model.md");
     let document = fs::read_to_string(path).unwrap();
-    for call in calls::CALLS {
+    for call in calls::CALLS.iter().chain(tools::CALLS.iter().map(|(_, call)| call)) {
         assert!(document.contains(&format!("`{}`", call.name)), "{} is not in {path}", call.name);
         assert!(!call.caller.is_empty());
     }
