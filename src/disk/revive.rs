@@ -1,11 +1,12 @@
 //! A source that is started when it is first asked, and started anew when it dies.
 //!
 //! Invariant: the source is started at most [`RESTARTS_MAX`] times more in its life, and once for one request, so that
-//! an image which kills every cage costs a bounded time and then reads as I/O errors. Each restart is counted.
+//! an image which kills every cage costs a bounded time and then reads as I/O errors. Each restart is counted, and so
+//! is a first start that fails: the next question starts it anew.
 
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::{fmt, io};
 
 use instar_abi::extent::Extent;
 use tracing::warn;
@@ -52,7 +53,7 @@ impl Revived {
         Self { start: Box::new(start), source: None, restarts: Arc::default() }
     }
 
-    /// How often it was started anew.
+    /// How often it was, or has to be, started anew.
     #[must_use]
     pub fn restarts(&self) -> Arc<AtomicU64> {
         self.restarts.clone()
@@ -65,7 +66,7 @@ impl Revived {
     ) -> Result<T, SandboxError> {
         let source = match &mut self.source {
             Some(source) => source,
-            none => none.insert((self.start)()?),
+            none => none.insert(first(&mut self.start, &self.restarts)?),
         };
         let error = match question(&mut **source) {
             Ok(answer) => return Ok(answer),
@@ -78,6 +79,19 @@ impl Revived {
         self.restarts.fetch_add(1, Ordering::Relaxed);
         question(&mut **self.source.insert((self.start)()?))
     }
+}
+
+/// Starts a source that has slept so far, or was never to be had.
+fn first(start: &mut Start, restarts: &AtomicU64) -> Result<Box<dyn ExtentSource>, SandboxError> {
+    let failed = restarts.load(Ordering::Relaxed);
+    if failed >= RESTARTS_MAX {
+        let action = format!("start a cage, which has failed {failed} times");
+        return Err(SandboxError::Host { action, source: io::ErrorKind::Other.into() });
+    }
+    start().inspect_err(|error| {
+        warn!(event = CAGE_RESTARTED.id, %error, "a cage cannot be started");
+        restarts.fetch_add(1, Ordering::Relaxed);
+    })
 }
 
 impl ExtentSource for Revived {
@@ -102,8 +116,6 @@ impl ExtentSource for Revived {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-
     use super::*;
 
     /// Answers until its time has come.
@@ -149,6 +161,21 @@ mod tests {
             source.map(0, 0, 1, &mut Vec::new()).unwrap();
         }
         assert_eq!(restarts.load(Ordering::Relaxed), 1, "the first start is none");
+    }
+
+    #[test]
+    fn source_that_cannot_be_started_is_counted_and_given_up() {
+        let starts = Arc::new(AtomicU64::new(0));
+        let count = starts.clone();
+        let mut source = Revived::asleep(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+            Err(SandboxError::Host { action: "start".into(), source: io::ErrorKind::OutOfMemory.into() })
+        });
+        for asked in 1..=2 * RESTARTS_MAX {
+            assert!(source.map(0, 0, 1, &mut Vec::new()).is_err());
+            assert_eq!(source.restarts().load(Ordering::Relaxed), asked.min(RESTARTS_MAX));
+        }
+        assert_eq!(starts.load(Ordering::Relaxed), RESTARTS_MAX);
     }
 
     #[test]

@@ -78,7 +78,7 @@ struct HealthDocument<'a> {
     /// Sums over all disks.
     #[serde(flatten)]
     counts: HealthCounts,
-    /// Times a resident cage died and was started anew.
+    /// Times a resident cage died and was started anew, or could not be started.
     cage_restarts: u64,
     /// Clusters that are kept inflated, of the image and of what is below it.
     inflated: CacheCounts,
