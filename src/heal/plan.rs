@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use instar_abi::choice::Decisions;
-use instar_abi::cure::Cure;
+use instar_abi::cure::{self, Cure};
 use instar_abi::problem::Tier;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
@@ -27,9 +27,9 @@ pub(super) const STEPS_MAX: usize = 1 << 12;
 /// Most scope ranges in a plan.
 pub(super) const SCOPES_MAX: usize = 1 << 22;
 /// Most writes in a plan.
-pub(super) const WRITES_MAX: usize = 1 << 22;
+pub(super) const WRITES_MAX: usize = cure::PLAN_WRITES_MAX;
 /// Most bytes that a plan writes; all of them are held in memory.
-pub(super) const WRITE_BYTES_MAX: u64 = 1 << 30;
+pub(super) const WRITE_BYTES_MAX: u64 = cure::PLAN_BYTES_MAX;
 
 /// One ordered group of writes of a cure.
 #[derive(Debug, Clone, PartialEq, Eq)]

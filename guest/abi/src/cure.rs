@@ -5,6 +5,11 @@
 
 use crate::problem::Problem;
 
+/// Most bytes that one plan may write. The host refuses a plan with more by name.
+pub const PLAN_BYTES_MAX: u64 = 1 << 30;
+/// Most writes of one plan.
+pub const PLAN_WRITES_MAX: usize = 1 << 22;
+
 macro_rules! cures {
     ($($number:literal $name:ident $id:literal [$($problem:ident)*] $doc:literal)*) => {
         /// The ways in which damage is mended.

@@ -14,13 +14,13 @@
 use alloc::vec::Vec;
 
 use instar_abi::choice::Decision;
-use instar_abi::cure::Cure;
 use instar_abi::problem::{Problem, Problem as P};
 
 use super::doubt::Doubt;
 use super::drop::{self, DROPPED};
 use super::lost_bitmaps::{self, LOST};
-use super::round::{Proposal, Round, push};
+use super::marks::{Budget, Mark, Marks};
+use super::round::Round;
 use crate::check::Checked;
 use crate::check::bitmaps::{Data, data};
 use crate::check::reader::{Bytes, Reader};
@@ -33,10 +33,6 @@ use crate::ondisk::bitmaps::{
 use crate::ondisk::header::autoclear;
 use crate::ondisk::units::Position;
 
-/// Bytes of bitmap data that are written at most in one round.
-pub const DATA_BYTES_MAX: u64 = 256 << 20;
-/// What a write counts as at least in this: it takes memory of its own.
-const WRITE_BYTES_MIN: u64 = 64;
 /// Bytes of the directory that are read at once.
 const PIECE_BYTES: usize = 256 << 10;
 /// The table entry of a part that is dirty as a whole and has no data cluster.
@@ -101,23 +97,28 @@ fn mark<H: Host>(
 ) -> bool {
     let mut reader = Reader::new(image.bounds.len);
     let Some(bitmaps) = directory(round.host, &mut reader, image) else { return false };
-    let mut left = DATA_BYTES_MAX;
-    let (mut writes, mut flags): (Vec<Proposal>, Vec<Proposal>) = (Vec::new(), Vec::new());
-    for (at, entry) in bitmaps.iter().filter(|(_, entry)| wants(entry)) {
-        if bits(image, entry).is_none() {
+    let chosen: Vec<&(u64, BitmapEntry)> = bitmaps.iter().filter(|(_, entry)| wants(entry)).collect();
+    // Looked through before the first of them is touched.
+    let mut budget = Budget::default();
+    for (_, entry) in &chosen {
+        let look = visit(round, &mut reader, (image, roots), entry, |_| true, |_, mark| budget.take(mark));
+        if look.is_none() {
             return false;
-        }
-        let (host, all) = (&mut *round.host, |_| true);
-        let Some(marked) = marked(host, &mut reader, (image, roots), entry, &mut left, all) else {
-            return false;
-        };
-        writes.extend(marked);
-        if entry.flags & FLAG_IN_USE != 0 {
-            flags.push((at.saturating_add(12), (entry.flags & !FLAG_IN_USE).to_be_bytes().to_vec()));
         }
     }
-    round.writes(Cure::DirtyBitmaps, &writes);
-    round.writes(Cure::DirtyBitmaps, &flags);
+    let mut marks = Marks::default();
+    for (_, entry) in &chosen {
+        let put = |round: &mut Round<'_, H>, mark| marks.put(round, mark);
+        if visit(round, &mut reader, (image, roots), entry, |_| true, put).is_none() {
+            return false;
+        }
+    }
+    marks.flush(round);
+    for (at, entry) in chosen.iter().filter(|(_, entry)| entry.flags & FLAG_IN_USE != 0) {
+        let flags = entry.flags & !FLAG_IN_USE;
+        marks.put(round, Mark::Flags { at: at.saturating_add(12), flags });
+    }
+    marks.flush(round);
     true
 }
 
@@ -148,22 +149,22 @@ pub fn directory<H: Host>(
     Some(found)
 }
 
-/// The writes that make the bits below those entries ones that `wants` picks; `None` where the bitmap is not sound, or
-/// more than `left` bytes would be written. An entry that leads to nothing becomes one of all ones.
-pub fn marked<H: Host>(
+/// Hands over what makes the bits below those entries ones that `wants` picks, until `take` has enough; `None` where the
+/// bitmap is not sound. An entry that leads to nothing becomes one of all ones.
+pub fn visit<H: Host>(
     host: &mut H,
     reader: &mut Reader,
     (image, roots): (&Image, &Roots),
     entry: &BitmapEntry,
-    left: &mut u64,
     wants: impl Fn(BitmapTableEntry) -> bool,
-) -> Option<Vec<Proposal>> {
+    mut take: impl FnMut(&mut H, Mark) -> bool,
+) -> Option<()> {
     let cluster = image.header.cluster;
+    let bits = bits(image, entry)?;
     let table_bytes = u64::from(entry.table_entries) * 8;
     if entry.table_offset == 0 || image.bounds.position(entry.table_offset) != Position::Inside {
         return None;
     }
-    let mut writes: Vec<Proposal> = Vec::new();
     let mut at = 0;
     while at < table_bytes {
         let place = entry.table_offset.checked_add(at)?;
@@ -175,26 +176,25 @@ pub fn marked<H: Host>(
         let entries = (at / 8..).zip(words(bytes)).map(|(index, raw)| (index, BitmapTableEntry(raw)));
         for (index, raw) in entries.filter(|(_, raw)| wants(*raw)) {
             let place = entry.table_offset + index * 8;
-            let write = if let Data::At(offset) = data(image, roots, raw) {
-                if raw.reserved() != 0 {
-                    push(&mut writes, (place, offset.to_be_bytes().to_vec()));
+            let mark = if let Data::At(offset) = data(image, roots, raw) {
+                if raw.reserved() != 0 && !take(host, Mark::Entry { at: place, raw: offset }) {
+                    return Some(());
                 }
-                let bits = bits(image, entry)?;
-                let is_whole = image.bounds.present(offset, cluster.bytes()) == cluster.bytes();
                 let from = index.checked_mul(cluster.bytes() * 8)?;
-                if !is_whole {
+                if image.bounds.present(offset, cluster.bytes()) != cluster.bytes() {
                     return None;
                 }
-                (offset, ones(cluster.usize(), bits.saturating_sub(from)))
+                Mark::Ones { at: offset, len: cluster.usize(), bits: bits.saturating_sub(from) }
             } else {
-                (place, ALL_ONES.to_be_bytes().to_vec())
+                Mark::Entry { at: place, raw: ALL_ONES }
             };
-            *left = left.checked_sub(WRITE_BYTES_MIN.max(write.1.len() as u64))?;
-            push(&mut writes, write);
+            if !take(host, mark) {
+                return Some(());
+            }
         }
         at += len as u64;
     }
-    Some(writes)
+    Some(())
 }
 
 /// How many bits a bitmap has; `None` where its description or its table's size is not sound.
@@ -207,30 +207,4 @@ pub fn bits(image: &Image, entry: &BitmapEntry) -> Option<u64> {
         && entry.table_entries <= TABLE_ENTRIES_MAX
         && u64::from(entry.table_entries) == image.header.cluster.count(bytes);
     is_sound.then(|| image.header.virtual_size.div_ceil(1 << entry.granularity_bits))
-}
-
-/// `len` bytes of which the first `bits` bits are ones, from the least significant of each byte up.
-fn ones(len: usize, bits: u64) -> Vec<u8> {
-    let mut bytes = alloc::vec![0_u8; len];
-    let whole = instar_abi::to_usize((bits / 8).min(len as u64));
-    if let Some(full) = bytes.get_mut(..whole) {
-        full.fill(0xff);
-    }
-    if let Some(last) = bytes.get_mut(whole) {
-        *last = (1 << (bits % 8)) - 1;
-    }
-    bytes
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ones_end_with_the_last_bit() {
-        assert_eq!(ones(4, 11), [0xff, 0x07, 0, 0]);
-        assert_eq!(ones(2, 16), [0xff, 0xff]);
-        assert_eq!(ones(2, 1 << 40), [0xff, 0xff]);
-        assert_eq!(ones(2, 0), [0, 0]);
-    }
 }

@@ -17,10 +17,11 @@ use alloc::vec::Vec;
 use instar_abi::cure::Cure;
 use instar_abi::problem::{Problem, Problem as P};
 
-use super::bitmaps::{ALL_ONES, DATA_BYTES_MAX, bits, directory, marked};
+use super::bitmaps::{ALL_ONES, bits, directory, visit};
 use super::doubt::Doubt;
 use super::leaks;
-use super::round::{Proposal, Round};
+use super::marks::{Budget, Mark, Marks};
+use super::round::Round;
 use crate::check::Checked;
 use crate::check::bitmaps::{Data, data};
 use crate::check::reader::Reader;
@@ -31,6 +32,9 @@ use crate::ondisk::units::Position;
 
 /// Findings that say that bitmaps have lost something.
 pub const LOST: &[Problem] = &[P::BitmapTableEntry, P::BitmapTableOffset, P::BitmapTableShared];
+
+/// Bytes of a new table that are written at once.
+const PIECE_BYTES: u64 = 256 << 10;
 
 /// What becomes of a bitmap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,18 +47,12 @@ enum Fate {
     Renewed,
 }
 
-/// Writes of one round.
+/// What is to be mended.
 struct Work<'a> {
     image: &'a Image,
     roots: &'a Roots,
-    reader: Reader,
-    /// Bytes that may still be written.
-    left: u64,
-    /// Where the next fresh cluster is.
-    end: u64,
-    fresh: Vec<Proposal>,
-    in_place: Vec<Proposal>,
-    switches: Vec<Proposal>,
+    /// The bitmaps, by their place in the directory, and what becomes of each.
+    bitmaps: Vec<(u64, BitmapEntry, Fate)>,
 }
 
 /// Proposes the steps, where every bitmap can be mended.
@@ -63,59 +61,93 @@ pub fn propose<H: Host>(round: &mut Round<'_, H>, image: &Image, checked: &Check
     if !found.into_iter().all(|problem| doubt.may_mend(*problem)) {
         return;
     }
-    let end = image.header.cluster.offset(image.bounds.clusters());
-    let mut work = Work {
-        image,
-        roots: &checked.roots,
-        reader: Reader::new(image.bounds.len),
-        left: DATA_BYTES_MAX,
-        end,
-        fresh: Vec::new(),
-        in_place: Vec::new(),
-        switches: Vec::new(),
-    };
-    if work.mend(round.host).is_none() || (!work.fresh.is_empty() && !doubt.may_grow_beside(LOST)) {
+    let mut reader = Reader::new(image.bounds.len);
+    let Some(bitmaps) = directory(round.host, &mut reader, image) else { return };
+    let fates = fates(image, &bitmaps);
+    let bitmaps = bitmaps.into_iter().zip(fates).map(|((at, entry), fate)| (at, entry, fate)).collect();
+    let work = Work { image, roots: &checked.roots, bitmaps };
+    let grows = work.bitmaps.iter().any(|(_, _, fate)| *fate == Fate::Renewed);
+    // Looked through before the first of them is touched.
+    let mut budget = Budget::default();
+    let is_sound = work.renew(|mark| budget.take(mark)).is_some()
+        && work.mend(round, &mut reader, |_, mark| budget.take(mark)).is_some();
+    if !is_sound || (grows && !doubt.may_grow_beside(LOST)) {
         return;
     }
-    for writes in [&work.fresh, &work.in_place, &work.switches] {
-        round.writes(Cure::DirtyBitmaps, writes);
+    let mut marks = Marks::default();
+    if work.renew(|mark| marks.put(round, mark)).is_none() {
+        return;
     }
+    marks.flush(round);
+    if work.mend(round, &mut reader, |round, mark| marks.put(round, mark)).is_none() {
+        return;
+    }
+    marks.flush(round);
+    work.switch(|mark| marks.put(round, mark));
+    marks.flush(round);
     leaks::propose_left(round, checked, Cure::FreeLeaks, &checked.lost_by_bitmaps);
 }
 
 impl Work<'_> {
-    /// Collects the writes; `None` where one of the bitmaps cannot be mended.
-    fn mend<H: Host>(&mut self, host: &mut H) -> Option<()> {
-        let bitmaps = directory(host, &mut self.reader, self.image)?;
-        let fates = fates(self.image, &bitmaps);
-        for ((at, entry), fate) in bitmaps.iter().zip(fates) {
-            if fate == Fate::Renewed {
-                self.renew(*at, entry)?;
-            } else {
-                let places = (self.image, self.roots);
-                let wants = |raw: BitmapTableEntry| {
-                    let is_lost = data(places.0, places.1, raw) == Data::Lost || raw.reserved() != 0;
-                    fate == Fate::Marked || is_lost
-                };
-                let writes = marked(host, &mut self.reader, places, entry, &mut self.left, wants)?;
-                self.in_place.extend(writes);
+    /// What makes ones of all that the bitmaps have lost, until `take` has enough; `None` where one of them cannot be
+    /// mended.
+    fn mend<H: Host>(
+        &self,
+        host: &mut H,
+        reader: &mut Reader,
+        mut take: impl FnMut(&mut H, Mark) -> bool,
+    ) -> Option<()> {
+        for (_, entry, fate) in self.bitmaps.iter().filter(|(_, _, fate)| *fate != Fate::Renewed) {
+            let places = (self.image, self.roots);
+            let wants = |raw: BitmapTableEntry| {
+                let is_lost = data(places.0, places.1, raw) == Data::Lost || raw.reserved() != 0;
+                *fate == Fate::Marked || is_lost
+            };
+            visit(host, reader, places, entry, wants, &mut take)?;
+        }
+        Some(())
+    }
+
+    /// Where the bitmaps that get a new table have it at the end of the file: place of the directory entry, place and
+    /// bytes of the table, entries.
+    fn tables(&self) -> impl Iterator<Item = Option<(u64, u64, u64, u64)>> {
+        let cluster = self.image.header.cluster;
+        let mut end = Some(cluster.offset(self.image.bounds.clusters()));
+        let renewed = self.bitmaps.iter().filter(|(_, _, fate)| *fate == Fate::Renewed);
+        renewed.map(move |(at, entry, _)| {
+            bits(self.image, entry)?;
+            let entries = u64::from(entry.table_entries);
+            let (start, len) = (end?, cluster.offset(cluster.count(entries * 8)));
+            end = start.checked_add(len);
+            end.map(|_| (*at, start, len, entries))
+        })
+    }
+
+    /// The new tables, until `take` has enough; `None` where one cannot be.
+    fn renew(&self, mut take: impl FnMut(Mark) -> bool) -> Option<()> {
+        for table in self.tables() {
+            let (_, start, len, entries) = table?;
+            let mut done = 0;
+            while done < len {
+                let part = (len - done).min(PIECE_BYTES);
+                let entries = entries.saturating_sub(done / 8).min(part / 8);
+                let (entries, len) = (instar_abi::to_usize(entries), instar_abi::to_usize(part));
+                if !take(Mark::Table { at: start.saturating_add(done), raw: ALL_ONES, entries, len }) {
+                    return Some(());
+                }
+                done += part;
             }
         }
         Some(())
     }
 
-    /// Gives the bitmap at `at` a table of all ones at the end of the file.
-    fn renew(&mut self, at: u64, entry: &BitmapEntry) -> Option<()> {
-        bits(self.image, entry)?;
-        let cluster = self.image.header.cluster;
-        let bytes = cluster.offset(cluster.count(u64::from(entry.table_entries) * 8));
-        self.left = self.left.checked_sub(bytes)?;
-        let mut table = ALL_ONES.to_be_bytes().repeat(entry.table_entries as usize);
-        table.resize(instar_abi::to_usize(bytes), 0);
-        self.fresh.push((self.end, table));
-        self.switches.push((at, self.end.to_be_bytes().to_vec()));
-        self.end = self.end.checked_add(bytes)?;
-        Some(())
+    /// The directory entries that are to lead to them.
+    fn switch(&self, mut take: impl FnMut(Mark) -> bool) {
+        for (at, start, ..) in self.tables().flatten() {
+            if !take(Mark::Entry { at, raw: start }) {
+                return;
+            }
+        }
     }
 }
 

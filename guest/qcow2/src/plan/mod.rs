@@ -30,6 +30,7 @@ mod features;
 mod guard;
 mod leaks;
 mod lost_bitmaps;
+mod marks;
 mod orphans;
 mod payload;
 mod places;
