@@ -221,8 +221,12 @@ impl<F: Bytes> Reader<'_, F> {
         };
         if let Some((start, end)) = head.packed(entry) {
             let is_here = start < self.file.length() && end <= self.file.length().next_multiple_of(512);
-            let is_good = is_here && !head.has_data_file();
-            put(guest, is_good.then(|| Content::Packed(self.hash(start, end - start))), start..end);
+            if is_here && !head.has_data_file() {
+                put(guest, Some(Content::Packed(self.hash(start, end - start))), start..end);
+            } else {
+                // All of the cluster, also where others are told by their parts.
+                disk.broken.push(guest..guest + head.cluster());
+            }
             return;
         }
         let host = host_of(entry);
