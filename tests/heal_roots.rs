@@ -18,6 +18,9 @@ use support::image::{self, Flavour, TestImage};
 use support::raw::{Field, Raw, field};
 use support::tools;
 
+/// The incompatible feature bit of extended L2 entries.
+const EXTENDED_L2: u64 = 1 << 4;
+
 /// One header field, what becomes of it, and the decision that takes that back.
 struct Damage {
     field: Field,
@@ -62,6 +65,18 @@ impl Observer for Evidence {
     fn finding(&mut self, problem: Problem, finding: &Finding) {
         if finding.witnesses > 0 {
             self.0.push((problem, *finding));
+        }
+    }
+}
+
+/// Keeps what the incompatible features are said to have been.
+#[derive(Debug, Default)]
+struct Told(Vec<u64>);
+
+impl Observer for Told {
+    fn finding(&mut self, problem: Problem, finding: &Finding) {
+        if problem == Problem::HeaderExtendedL2Flag {
+            self.0.push(finding.expected);
         }
     }
 }
@@ -173,6 +188,26 @@ fn healthy_image_of_any_flavour_has_no_evidence_against_it() {
         let folder = tempfile::tempdir().unwrap();
         let image = image::make(folder.path(), "image", flavour, 65_536);
         assert_eq!(evidence(&image), [], "{flavour:?}");
+    }
+}
+
+#[test]
+fn extended_l2_bit_that_the_tables_contradict_is_told_and_nothing_is_mended_by_it() {
+    need!(tools::qemu());
+    for flavour in [Flavour::ExtendedL2, Flavour::Plain, Flavour::Snapshots] {
+        let folder = tempfile::tempdir().unwrap();
+        let image = image::make(folder.path(), "image", flavour, 65_536);
+        let raw = Raw::open(&image.path);
+        let before = raw.get(field::INCOMPATIBLE);
+        raw.set(field::INCOMPATIBLE, before ^ EXTENDED_L2);
+        let backend = Arc::new(ImageFile::open_read_only(&image.path).unwrap());
+        let mut told = Told::default();
+        inspector(&image).check(backend, &mut told).unwrap();
+        assert_eq!(told.0, [before], "{flavour:?}");
+        for decisions in [&[][..], Decision::ALL] {
+            let report = tools::ensure_untouched(&[&image.path], || repair(&image, decisions).unwrap());
+            assert_ne!(report.ending, Ending::Repaired, "{flavour:?}");
+        }
     }
 }
 

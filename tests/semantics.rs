@@ -369,6 +369,12 @@ fn header_that_contradicts_itself_is_not_served() {
         assert_eq!(tools::code(&refused), 2);
         assert!(tools::stderr(&refused).contains("l1_size stored 3"), "{}", tools::stderr(&refused));
     }
+    let scene = Scene::new("16M", "extended_l2=on");
+    scene.write(&["write -q -P 1 0 1M", "write -q -P 2 2M 2k", "write -q -z 3M 4k", "write -q -P 3 4M 30k"]);
+    Raw::open(&scene.image).set(field::INCOMPATIBLE, 0);
+    let refused = Mount::try_new(&scene.image, NO_OPTIONS).unwrap_err();
+    assert_eq!(tools::code(&refused), 2);
+    assert!(tools::stderr(&refused).contains("header-extended-l2-flag"), "{}", tools::stderr(&refused));
 }
 
 #[test]

@@ -121,6 +121,9 @@ pub const RECIPES: &[Recipe] = &[
         cluster_bytes: 4096,
         ..plain("header-extended-l2", &["header-extended-l2"], |_, raw| raw.set(field::INCOMPATIBLE, 1 << 4))
     },
+    with(Flavour::ExtendedL2, "header-extended-l2-flag", &["header-extended-l2-flag"], |_, raw| {
+        raw.set(field::INCOMPATIBLE, 0);
+    }),
     plain("header-l1-size", &["header-l1-size"], |_, raw| raw.set(field::L1_SIZE, 1)),
     plain("header-l1-offset", &["header-l1-offset"], |_, raw| raw.set(field::L1_OFFSET, far(raw))),
     plain("header-refcount-table-offset", &["header-refcount-table-offset"], |_, raw| {

@@ -201,6 +201,9 @@ problems! {
     21 HeaderMagic "header-magic" Fatal [Choice] Lossless
         "header: the magic is lost: stored {stored}, expected {expected}; what follows is the header of a QCOW2 image";
         "No program takes the file for a QCOW2 image; nothing else of it is touched by this."
+    22 HeaderExtendedL2Flag "header-extended-l2-flag" Fatal [Refuse] Lossless
+        "header: incompatible features stored {stored}, but the L2 tables are those of an image with {expected}";
+        "All clusters are looked up in the wrong places: nothing that is read from the disk can be trusted."
     // Header extensions.
     30 ExtensionLength "extension-length" Corruption [Refuse] Lossless
         "header extension at {host}: length {stored:d} does not fit ({expected:d} allowed)";

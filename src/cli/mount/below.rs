@@ -17,8 +17,8 @@ use super::super::chain::policy;
 use super::super::inspect::Inspector;
 use super::super::options::{CageArgs, MountOptions};
 use super::super::say;
-use super::Sources;
 use super::error::MountError;
+use super::{Sources, is_another_map};
 use crate::chain::{self, CageDescriber, Chain, ChainProblem, Format, Member};
 use crate::disk::{Backing, Disk, DiskFiles, RawFile, SharedSource, Unpacker};
 use crate::error::Error;
@@ -138,7 +138,7 @@ fn mapped(options: &MountOptions, member: &Member) -> Result<(CheckReport, Sourc
     let inspector = Inspector::new(&member.handle, &cage, Watch::people(options.quiet))?;
     let report = inspector.check()?;
     let refused = |why| Error::from(MountError::Member { image: member.path.clone(), why });
-    if matches!(report.verdict(), Verdict::NotQcow2 | Verdict::Unsupported) {
+    if matches!(report.verdict(), Verdict::NotQcow2 | Verdict::Unsupported) || is_another_map(&report) {
         return Err(refused(headline(&report)));
     }
     if report.summary.features & feature::DATA_FILE != 0 {

@@ -3,7 +3,8 @@
 //! Invariant: a mount comes about only for an image that was checked in a cage first, and is served from what a
 //! resident cage names. Damage does not keep an image from being mounted, because a recovery needs what can still
 //! be read; what would make wrong bytes look right does: an image of an unknown kind, one whose roots cannot be
-//! found, and one that has a backing file which is not there.
+//! found, one whose tables are of another kind than its header says, and one that has a backing file which is not
+//! there.
 
 mod background;
 mod below;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use instar_abi::boot::JobKind;
+use instar_abi::problem::Problem;
 use instar_abi::summary::feature;
 use parking_lot::Mutex;
 
@@ -152,7 +154,7 @@ fn serve(options: &MountOptions, point: &Path) -> Result<Exit, Error> {
 
 /// Starts the resident cage. An image that cannot be served is told about, and its exit is the inner result.
 fn start(report: &CheckReport, job: &Job, inspector: &Inspector) -> Result<Result<Resident, Exit>, Error> {
-    if matches!(report.verdict(), Verdict::NotQcow2 | Verdict::Unsupported) {
+    if matches!(report.verdict(), Verdict::NotQcow2 | Verdict::Unsupported) || is_another_map(report) {
         return refuse(report).map(Err);
     }
     match Resident::start(job, inspector.choice()) {
@@ -162,6 +164,11 @@ fn start(report: &CheckReport, job: &Job, inspector: &Inspector) -> Result<Resul
         }
         Err(source) => Err(Error::Sandbox { image: report.image.clone(), source }),
     }
+}
+
+/// Whether every cluster of the disk would be looked up in the wrong place.
+fn is_another_map(report: &CheckReport) -> bool {
+    report.tally.row(Problem::HeaderExtendedL2Flag).is_some()
 }
 
 /// Says what was found in an image that cannot be mounted.

@@ -76,7 +76,9 @@ const ASTRAY: &[Problem] = &[
     Problem::L1EntryUnaligned,
     Problem::L1EntryPastEof,
     Problem::L1EntryOverlap,
+    Problem::L2EntryReserved,
     Problem::L2ZeroFlagInV2,
+    Problem::ExtendedBitmapWithoutOffset,
     Problem::CompressedPastEof,
     Problem::OrphanTable,
 ];

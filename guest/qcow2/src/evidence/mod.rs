@@ -15,6 +15,7 @@ mod trial;
 use alloc::vec::Vec;
 
 use instar_abi::boot::FILE_IMAGE;
+use instar_abi::choice::Decision;
 use instar_abi::finding::Finding;
 use instar_abi::problem::{Problem, Problem as P};
 
@@ -22,7 +23,7 @@ use crate::check::reader::{Bytes, Reader};
 use crate::host::Host;
 use crate::ondisk::bytes::{be_u32, be_u64};
 use crate::ondisk::extensions::{BACKING_FORMAT, BITMAPS, CRYPTO, DATA_FILE, FEATURE_TABLE};
-use crate::ondisk::header::{FIXED_BYTES, MAGIC, V3_BYTES_MIN};
+use crate::ondisk::header::{FIXED_BYTES, MAGIC, V3_BYTES_MIN, incompatible};
 use crate::ondisk::l1::L1_TABLE_BYTES_MAX;
 use crate::ondisk::refcount::REFCOUNT_ORDER_MAX;
 use crate::ondisk::units::{CLUSTER_BITS_MAX, CLUSTER_BITS_MIN};
@@ -53,11 +54,12 @@ pub struct Root {
 }
 
 impl Root {
-    /// The finding that tells of it.
+    /// The finding that tells of it; with witnesses only where the user can decide to restore the field.
     #[must_use]
-    pub const fn finding(&self) -> Finding {
+    pub fn finding(&self) -> Finding {
         let fault = Fault::header(self.problem, self.at, self.len, self.stored, self.value);
-        Finding { witnesses: self.witnesses, ..fault.finding() }
+        let witnesses = if Decision::restoring(self.problem).is_some() { self.witnesses } else { 0 };
+        Finding { witnesses, ..fault.finding() }
     }
 }
 
@@ -144,6 +146,8 @@ fn fields<H: Host>(host: &mut H, reader: &mut Reader, head: &[u8]) -> Vec<Field>
             let len = if is_short { u64::from(V3_BYTES_MIN) } else { V3_BYTES_COMPRESSION };
             fields.push(Field::new(P::HeaderLength, 100, 4, alloc::vec![len]));
         }
+        let other = be_u64(head, 72).unwrap_or(0) ^ incompatible::EXTENDED_L2;
+        fields.push(Field::new(P::HeaderExtendedL2Flag, 72, 8, alloc::vec![other]));
     }
     fields.extend(sizes(host, reader, head));
     fields
