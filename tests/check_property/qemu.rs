@@ -17,6 +17,7 @@ use crate::checked::Checked;
 use crate::native::{self, Files};
 use crate::need;
 use crate::shapes::{Choice, choices};
+use crate::support::raw::{Raw, field};
 use crate::support::{fields, tools};
 
 /// Largest file whose fields are listed: each entry of it becomes one.
@@ -170,6 +171,13 @@ fn qemu_check(path: &Path) -> (i32, serde_json::Value) {
     (tools::code(&output), report)
 }
 
+/// Whether an image has the corrupt bit, which version 2 has no room for.
+fn is_marked(path: &Path) -> bool {
+    const CORRUPT: u64 = 1 << 1;
+    let raw = Raw::open(path);
+    raw.get(field::VERSION) >= 3 && raw.get(field::INCOMPATIBLE) & CORRUPT != 0
+}
+
 /// Images of a random but repeatable sequence.
 fn recipes(count: u32, cluster_bits: std::ops::Range<u32>) -> Vec<Recipe> {
     let mut runner = TestRunner::deterministic();
@@ -193,7 +201,9 @@ fn image_of_the_real_tools_is_clean_with_their_figures() {
             continue;
         }
         made += 1;
-        assert!(checked.is_clean(), "{recipe:?}: {:?} {:x?}", checked.ids(), checked.findings);
+        // QEMU marks an image as corrupt where it is about to make a mistake of its own. Its check does not tell of the mark.
+        let marked: &[&str] = if is_marked(&path) { &["header-corrupt"] } else { &[] };
+        assert_eq!(checked.ids(), marked, "{recipe:?}: {:x?}", checked.findings);
         let figure = |key: &str| report.get(key).and_then(serde_json::Value::as_u64).unwrap_or(0);
         let summary = checked.summary;
         let ours = [
