@@ -5,7 +5,7 @@
 CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
-.PHONY: help demo test check build fmt clippy deny docs docs-fresh manual deb test-deb bench fuzz soak soak-mount test-svm clean
+.PHONY: help demo test check build fmt clippy deny docs docs-fresh manual deb test-deb bench fuzz soak soak-mount worst test-svm clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -82,6 +82,11 @@ soak-mount: ## mounts that are read, killed, damaged and healed for MINUTES (def
 	@scripts/need qemu-img=qemu-utils qemu-io=qemu-utils fusermount3=fuse3 python3=python3 cc=gcc
 	$(CARGO) build --locked
 	tests/soak/mount $(or $(MINUTES),60)
+
+worst: ## what the worst images cost to check, to plan a repair of and to mount
+	@scripts/need python3=python3 fusermount3=fuse3 cc=gcc
+	$(CARGO) build --release --locked
+	tests/soak/worst
 
 test-svm: ## the main job on real SVM semantics, in a small emulated machine
 	@scripts/need qemu-img=qemu-utils python3=python3 cc=gcc
