@@ -13,12 +13,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use instar_abi::boot::JobKind;
+use instar_abi::call::SnapshotRecord;
 use instar_abi::extent::ExtentKind;
 use instar_abi::finding::ACTIVE;
 use instar_mount::image::ImageFile;
 use instar_mount::sandbox::error::SandboxError;
 use instar_mount::sandbox::job::Job;
-use instar_mount::sandbox::observer::Ignore;
+use instar_mount::sandbox::observer::{Ignore, Observer};
 use instar_mount::sandbox::{self, Resident};
 use sandbox_support::cages;
 use support::tools;
@@ -42,6 +43,35 @@ fn describe_of_a_healthy_image_tells_its_size_in_both_cages() {
         assert_eq!(result.summary.cluster_bits, 16);
         assert!(result.summary.arena_bytes_peak > 0);
         eprintln!("{choice:?}: {:?}, {:?}", started.elapsed(), result.stats);
+    }
+}
+
+/// Which snapshots were told of.
+#[derive(Default)]
+struct Told(Vec<u32>);
+
+impl Observer for Told {
+    fn snapshot(&mut self, record: &SnapshotRecord) {
+        self.0.push(record.index);
+    }
+}
+
+#[test]
+fn describe_tells_of_no_more_snapshots_than_it_was_asked_for_and_counts_all() {
+    need!(tools::qemu());
+    let dir = tempfile::tempdir().unwrap();
+    let image = image(dir.path());
+    for name in ["one", "two", "three"] {
+        tools::must(tools::qemu_img(["snapshot", "-c", name]).arg(image.path()));
+    }
+    let mut job = Job::new(JobKind::Describe, Arc::new(image.reopen_read_only().unwrap()));
+    for choice in cages() {
+        for (listed_max, expected) in [(0, 3), (1, 1), (2, 2), (9, 3), (u64::MAX, 3)] {
+            job.params[0] = listed_max;
+            let mut told = Told::default();
+            let result = sandbox::run(&job, choice, &mut told).unwrap();
+            assert_eq!((told.0.len(), result.summary.snapshots), (expected, 3));
+        }
     }
 }
 

@@ -26,6 +26,8 @@ pub struct CageDescriber {
 impl Describe for CageDescriber {
     fn describe(&self, image: Arc<dyn Backend>) -> Result<Facts, SandboxError> {
         let mut job = Job::new(JobKind::Describe, image);
+        // No names are wanted but those of other files.
+        job.params[0] = 1;
         job.limits = self.limits.clone();
         let mut names = BackingNames::default();
         let summary = sandbox::run(&job, self.choice, &mut names)?.summary;

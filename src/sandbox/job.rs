@@ -37,7 +37,8 @@ pub struct Job {
     pub data_file: Option<Arc<dyn Backend>>,
     /// What the inmate may use up.
     pub limits: Limits,
-    /// For [`JobKind::Evil`]: which misbehaviour.
+    /// For [`JobKind::Evil`]: which misbehaviour. For [`JobKind::Describe`], the first of them: of how many snapshots and
+    /// bitmaps each is told, each of which costs calls; 0 for all.
     pub params: [u64; 4],
 }
 

@@ -22,7 +22,10 @@ pub fn dispatch(boot: BootPage) -> ! {
         JobKind::Check => check::run(&mut host, &options),
         JobKind::Map => map::serve(&mut host),
         JobKind::Free => free::run(&mut host),
-        JobKind::Describe => describe::run(&mut host),
+        JobKind::Describe => match u32::try_from(boot.params[0]) {
+            Ok(0) | Err(_) => describe::run(&mut host),
+            Ok(listed_max) => describe::run_briefly(&mut host, listed_max),
+        },
         JobKind::Survey if boot.flags & FLAG_DUMP != 0 => {
             survey::dump(&mut host, boot.flags & FLAG_MASK_NAMES != 0)
         }

@@ -44,7 +44,9 @@ pub fn find(report: &CheckReport, inspector: &Inspector) -> Result<Vec<Snapshot>
         return Ok(Vec::new());
     }
     let mut seen = Seen::default();
-    sandbox::run(&inspector.job(JobKind::Describe), inspector.choice(), &mut seen)
+    let mut job = inspector.job(JobKind::Describe);
+    job.params[0] = SERVED_MAX.into();
+    sandbox::run(&job, inspector.choice(), &mut seen)
         .map_err(|source| Error::Sandbox { image: report.image.clone(), source })?;
     if report.summary.snapshots > SERVED_MAX {
         say::to_person(&format!(

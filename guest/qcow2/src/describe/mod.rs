@@ -28,6 +28,11 @@ use crate::ondisk::header::{FIXED_BYTES, PlainFacts};
 
 /// Runs the job.
 pub fn run<H: Host>(host: &mut H) -> Summary {
+    run_briefly(host, u32::MAX)
+}
+
+/// Runs the job, and tells of no more than the first `listed_max` snapshots and bitmaps each. All of them are looked at.
+pub fn run_briefly<H: Host>(host: &mut H, listed_max: u32) -> Summary {
     let roots = match Roots::load(host) {
         Ok(roots) => roots,
         Err(fault) => {
@@ -42,6 +47,9 @@ pub fn run<H: Host>(host: &mut H) -> Summary {
     chain_names(host, &roots);
     let mut faults = 0;
     let snapshots = each_snapshot(host, &roots.header, |host, index, entry, bytes| {
+        if index >= listed_max {
+            return;
+        }
         text(host, TextKind::SnapshotId, index, bytes.get(entry.id.clone()));
         text(host, TextKind::SnapshotName, index, bytes.get(entry.name.clone()));
         // An entry that does not say its size is of the size that the disk has.
@@ -49,7 +57,7 @@ pub fn run<H: Host>(host: &mut H) -> Summary {
         host.snapshot(&SnapshotRecord { index, reserved: 0, disk_bytes });
     });
     let bitmaps = match &roots.extensions.bitmaps {
-        Some(extension) => bitmap_names(host, extension),
+        Some(extension) => bitmap_names(host, extension, listed_max),
         None => Ok(()),
     };
     let bounds = roots.header.bounds(host.file_len(FILE_IMAGE).unwrap_or(0));
@@ -110,7 +118,7 @@ fn chain_names<H: Host>(host: &mut H, roots: &Roots) {
 }
 
 /// The directory is one run of entries, at most [`BITMAP_DIRECTORY_BYTES_MAX`] bytes; it is read as one.
-fn bitmap_names<H: Host>(host: &mut H, extension: &BitmapsExtension) -> Result<(), Fault> {
+fn bitmap_names<H: Host>(host: &mut H, extension: &BitmapsExtension, listed_max: u32) -> Result<(), Fault> {
     let BitmapsExtension { at, bitmaps, directory_bytes, directory_offset } = *extension;
     let fault = |field: u64, stored, expected| Fault {
         problem: Problem::ExtensionBitmaps,
@@ -138,7 +146,9 @@ fn bitmap_names<H: Host>(host: &mut H, extension: &BitmapsExtension) -> Result<(
         let Some(entry) = BitmapEntry::decode(rest) else {
             return Err(fault(0, u64::from(bitmaps), u64::from(index)));
         };
-        text(host, TextKind::BitmapName, index, rest.get(entry.name));
+        if index < listed_max {
+            text(host, TextKind::BitmapName, index, rest.get(entry.name));
+        }
         rest = rest.get(entry.len..).unwrap_or(&[]);
     }
     Ok(())
