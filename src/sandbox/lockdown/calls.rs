@@ -137,7 +137,7 @@ pub const CALLS: &[Call] = &[
     call(libc::SYS_fstat, "fstat", Always, "lengths of the images"),
     call(libc::SYS_newfstatat, "newfstatat", of_descriptor(3), "fstat of newer C libraries"),
     call(libc::SYS_statx, "statx", of_descriptor(2), "fstat of the standard library"),
-    call(libc::SYS_fcntl, "fcntl", FCNTL, "the standard library's checks of descriptors"),
+    call(libc::SYS_fcntl, "fcntl", FCNTL, "checks of descriptors, the image's lock at the end"),
     call(libc::SYS_close, "close", Always, "a cage that ends, the end of the mount"),
     call(libc::SYS_poll, "poll", Always, "the end of the mount, a process cage's doorbell"),
     call(libc::SYS_ppoll, "ppoll", Always, "as poll"),
@@ -221,6 +221,7 @@ const FCNTL: When = When::OneOf {
         bits(libc::F_GETFL),
         bits(libc::F_SETFL),
         bits(libc::F_ADD_SEALS),
+        bits(libc::F_OFD_SETLK),
     ],
 };
 const PRCTL_THREAD: When =
