@@ -84,7 +84,7 @@ soak-mount: ## mounts that are read, killed, damaged and healed for MINUTES (def
 	tests/soak/mount $(or $(MINUTES),60)
 
 worst: ## what the worst images cost to check, to plan a repair of and to mount
-	@scripts/need python3=python3 fusermount3=fuse3 cc=gcc
+	@scripts/need python3=python3 fusermount3=fuse3 time=time cc=gcc
 	$(CARGO) build --release --locked
 	tests/soak/worst
 
