@@ -5,7 +5,7 @@
 CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
-.PHONY: help demo test check build fmt clippy deny docs docs-fresh manual deb test-deb bench fuzz soak soak-mount worst test-svm clean
+.PHONY: help demo test test-rings check build fmt clippy deny docs docs-fresh manual deb test-deb bench fuzz soak soak-mount worst test-svm clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,6 +21,10 @@ test: ## every test; those that need what the machine lacks say so
 		systemd-analyze=systemd chromium=chromium setpriv=util-linux losetup=mount cc=gcc
 	@tests/svm/fetch target/svm || [ $$? = 77 ] # the emulator, which the packages of qemu-utils may be at odds with
 	$(CARGO) test --workspace --locked
+
+test-rings: ## the tests of mounts once more, served through io_uring; needs root
+	scripts/with-rings $(CARGO) test --locked $(addprefix --test ,semantics mount mount_serve mount_whole mount_compressed \
+		mount_damage mount_chain mount_snapshots lockdown)
 
 check: ## what CI runs, cheapest first
 	@.ci/run

@@ -1,7 +1,7 @@
 //! The threads of the rings.
 //!
 //! A queue's thread takes requests out of its ring and gives replies back. It answers by itself only what takes no
-//! longer than a copy: reads of bytes whose place is known. All other reads go to workers, as many as there are cages
+//! longer than a copy: reads of bytes whose place is known, unless they are read ahead. All other reads go to workers, as many as there are cages
 //! that could be asked, and what is no read to one more, which asks fuser. These are shared by all queues. So nothing
 //! but another read of its kind keeps a read waiting for a cage, and it keeps nothing else waiting.
 //!
@@ -20,10 +20,15 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::ring::{Bell, Came, Ring, Slot};
+use super::wire::Read;
 use crate::fuse::adapter::Adapter;
 
 /// A queue that had nothing to do for so long gives memory back.
 const IDLE: Duration = Duration::from_secs(1);
+
+/// Reads into the page cache that are longer than this are ahead of a reader on the same processor, and are left to
+/// another while he reads on.
+const AHEAD_BYTES: u32 = 64 << 10;
 
 /// A request on its way to a worker and back.
 #[derive(Debug)]
@@ -105,7 +110,7 @@ impl Queue {
 
     fn request(&mut self, mut slot: Slot) -> io::Result<()> {
         let helper = match slot.parts().0.read() {
-            Some(read) if self.adapter.is_at_hand(read.ino, read.offset, read.size) => {
+            Some(read) if self.is_answered_here(read) => {
                 answer_read(&self.adapter, &mut slot);
                 return self.ring.commit(slot);
             }
@@ -114,6 +119,11 @@ impl Queue {
         };
         let job = Job { slot, home: self.home.clone() };
         helper.send(job).map_err(|_| io::Error::other("the helpers of the rings are gone"))
+    }
+
+    fn is_answered_here(&self, read: Read) -> bool {
+        let is_ahead = !read.direct && read.size > AHEAD_BYTES;
+        !is_ahead && self.adapter.is_at_hand(read.ino, read.offset, read.size)
     }
 }
 
