@@ -24,7 +24,7 @@ test: ## every test; those that need what the machine lacks say so
 
 test-rings: ## the tests of mounts once more, served through io_uring; needs root
 	scripts/with-rings $(CARGO) test --locked $(addprefix --test ,semantics mount mount_serve mount_whole mount_compressed \
-		mount_damage mount_chain mount_snapshots lockdown)
+		mount_chain mount_snapshots lockdown)
 
 check: ## what CI runs, cheapest first
 	@.ci/run
