@@ -88,3 +88,22 @@ fn counts_are_mended_where_that_brings_a_doubtful_size_to_light() {
     let subject = Subject::damaged(&shape, &choices);
     assert_eq!(subject.mend().unwrap().ending, Ending::RepairedPartly);
 }
+
+#[test]
+fn counts_are_not_written_into_what_may_be_the_data_of_a_lost_snapshot() {
+    let shape = Shape {
+        lazy: true,
+        dirty: true,
+        spare_l1: 36,
+        header_more: 24,
+        steps: vec![Step::VmState { clusters: 15 }, Step::VmState { clusters: 19 }, Step::Snapshot],
+        seed: 10_055_284_024_492_657_547,
+        gaps: 139,
+        gap_max: 4,
+        ..small()
+    };
+    let choice = |kind, which, change| Choice { kind, which, any: false, change };
+    let choices =
+        [choice(138, 31_956, Change::Random(1661)), choice(141, 52_999, Change::OffByOne { plus: false })];
+    Subject::damaged(&shape, &choices).mend().unwrap();
+}

@@ -3,8 +3,8 @@
 //! Invariant: only counts of clusters of the file are written: of those in use the true count, and zero for
 //! proven leaks, which may share a byte with them. The count of an orphan stays as it is stored. What is left wrong:
 //! counts that do not fit the width, counts that must not be raised while there is evidence, those that would
-//! contradict a flag that is not to be set, and those of blocks that are something else too, which are never
-//! written in place.
+//! contradict a flag that is not to be set, and those of blocks that are something else too, or may be what a hidden
+//! user has: they are never written in place.
 
 use core::ops::Range;
 
@@ -23,6 +23,7 @@ use crate::check::recount::Window;
 use crate::check::report::Report;
 use crate::check::roots::Image;
 use crate::host::Host;
+use crate::ondisk::bytes::is_zero;
 use instar_abi::call::Phase;
 
 /// The cure, as far as it may be applied.
@@ -36,6 +37,8 @@ pub struct FixCounts<'a> {
     may_raise: bool,
     /// The flag of an entry that leads to a cluster with one user may be set.
     may_flag: bool,
+    /// Clusters may have users that were not found, and what is taken for a block may be one of those clusters.
+    may_be_foreign: bool,
 }
 
 impl<'a> FixCounts<'a> {
@@ -54,7 +57,8 @@ impl<'a> FixCounts<'a> {
         let may_raise = is_wanted && doubt.may_set(P::RefcountTooLow);
         let may_lower = is_wanted && doubt.may_lower();
         let may_flag = doubt.may_set(P::L1CopiedMissing) && doubt.may_set(P::L2CopiedMissing);
-        Self { checked, image, overlaps, may_lower, may_raise, may_flag }
+        let may_be_foreign = doubt.may_hide_users();
+        Self { checked, image, overlaps, may_lower, may_raise, may_flag, may_be_foreign }
     }
 
     /// Proposes the counts of a window. Clusters in use whose stored count stays wrong go to `unsettled`.
@@ -76,7 +80,9 @@ impl<'a> FixCounts<'a> {
             let entry = roots.refcount_table.get(instar_abi::to_usize(base / per_block));
             let Some(offset) = entry.and_then(|entry| block_offset(image, *entry)) else { return };
             let mut after = before.to_vec();
-            let is_own = !self.overlaps.contains(image.header.cluster.index(offset));
+            let is_overlap = self.overlaps.contains(image.header.cluster.index(offset));
+            let is_own =
+                !is_overlap && (!self.may_be_foreign || self.reads_like_counts(before, base, window));
             self.block(&mut after, base, window, is_own, unsettled);
             if is_own {
                 // A block at the end of the file may be physically short: what is changed is written.
@@ -85,6 +91,22 @@ impl<'a> FixCounts<'a> {
             edits.propose_many(host, Cure::FixCounts);
         });
         edits.propose(host, Cure::FixCounts);
+    }
+
+    /// Whether a block is right about most of the clusters in use, or says nothing at all.
+    fn reads_like_counts(&self, bytes: &[u8], base: u64, window: &Window<'_>) -> bool {
+        let width = self.image.header.refcount_width;
+        let end = base.saturating_add(width.per_block(self.image.header.cluster));
+        let clusters = base.max(window.clusters.start)..end.min(window.counts.counted_end());
+        let (mut used, mut right) = (0_u64, 0_u64);
+        for cluster in clusters {
+            let count = window.counts.usage(cluster).count;
+            if count > 0 {
+                used += 1;
+                right += u64::from(width.get(bytes, instar_abi::to_usize(cluster - base)) == Some(count));
+            }
+        }
+        right * 2 >= used || is_zero(bytes)
     }
 
     /// Sets the counts of one block as far as they are the window's.

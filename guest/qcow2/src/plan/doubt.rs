@@ -158,6 +158,12 @@ impl Doubt {
         }
     }
 
+    /// Whether anything was found that may have hidden users of clusters.
+    #[must_use]
+    pub fn may_hide_users(&self) -> bool {
+        self.hides_users(&[])
+    }
+
     /// Whether anything but these was found that may have hidden users of clusters.
     fn hides_users(&self, except: &[Problem]) -> bool {
         let hides = |problem: Problem| {
