@@ -54,8 +54,15 @@ fn step(script: &mut Script<'_>) -> Step {
 fn shape(script: &mut Script<'_>) -> Shape {
     let version = if script.one_in(5) { 2 } else { 3 };
     let v3 = version == 3;
-    let cluster_bits =
-        [9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 10, 10, 11, 12, 14, 14][usize::from(script.byte() % 16)];
+    let cluster_bits = match script.byte() {
+        0..=219 => 9,
+        220..=239 => 10,
+        240..=249 => 11,
+        250..=253 => 12,
+        _ => 14,
+    };
+    // Narrow counts of large clusters are very many.
+    let order_min = if cluster_bits > 11 { 3 } else { 0 };
     let data_file = script.one_in(9).then(|| script.one_in(2)).filter(|_| v3);
     let bitmaps = if v3 && script.one_in(5) { 1 + script.below(3) } else { 0 };
     let bitmap = |script: &mut Script<'_>| {
@@ -65,7 +72,7 @@ fn shape(script: &mut Script<'_>) -> Shape {
     Shape {
         version,
         cluster_bits,
-        refcount_order: if v3 { u32::from(script.byte() % 7) } else { 4 },
+        refcount_order: if v3 { order_min.max(u32::from(script.byte() % 7)) } else { 4 },
         extended_l2: v3 && script.one_in(2),
         zstd: v3 && script.one_in(6),
         lazy: script.one_in(6),

@@ -399,6 +399,7 @@ fn job(script: &mut Script<'_>) -> Job {
         JobKind::Survey,
         JobKind::Plan,
         JobKind::Map,
+        JobKind::Free,
     ];
     let kind = kinds[usize::from(script.byte()) % kinds.len()];
     let mut job = Job { tier: Some(Tier::All), decisions: Decisions(0), ..Job::new(kind, Arc::new(file(0))) };

@@ -24,6 +24,7 @@ pub struct Memory {
     /// Requests that come together, once the others are answered.
     pub batches: VecDeque<Vec<MapRequest>>,
     pub extents: Vec<Extent>,
+    pub regions: Vec<Region>,
     /// Clusters, and nothing for payloads that are damaged.
     pub inflated: Vec<Option<Vec<u8>>>,
     pub budget_bytes: usize,
@@ -42,6 +43,7 @@ impl Memory {
             requests: VecDeque::new(),
             batches: VecDeque::new(),
             extents: Vec::new(),
+            regions: Vec::new(),
             inflated: Vec::new(),
             budget_bytes: BUDGET_BYTES,
             may_grow: false,
@@ -132,6 +134,7 @@ impl Host for Memory {
     fn region(&mut self, region: &Region) {
         self.count();
         assert!(region.len > 0 && region.offset.checked_add(region.len).is_some_and(|end| end <= self.len()));
+        self.regions.push(*region);
     }
 
     fn replace(&mut self, offset: u64, bytes: &[u8]) {
