@@ -58,7 +58,10 @@ fn every_flavour_reads_like_qemu_in_both_cages() {
             let folder = tempfile::tempdir().unwrap();
             for (index, cluster_bytes) in sizes.into_iter().enumerate() {
                 let is_its_turn = all || index == (at + 2 * turn) % sizes.len();
-                if flavour == Flavour::Luks || !flavour.allows(cluster_bytes) || !is_its_turn {
+                // Half a terabyte, all of it mapped, is read for an hour.
+                let is_endless = flavour == Flavour::DataFileRaw && cluster_bytes > 65_536;
+                let is_left_out = is_endless || flavour == Flavour::Luks || !flavour.allows(cluster_bytes);
+                if is_left_out || !is_its_turn {
                     continue;
                 }
                 let image = image::make(folder.path(), &format!("{cluster_bytes}"), flavour, cluster_bytes);
