@@ -107,3 +107,39 @@ fn counts_are_not_written_into_what_may_be_the_data_of_a_lost_snapshot() {
         [choice(138, 31_956, Change::Random(1661)), choice(141, 52_999, Change::OffByOne { plus: false })];
     Subject::damaged(&shape, &choices).mend().unwrap();
 }
+
+#[test]
+fn entries_are_not_written_into_what_may_be_the_data_of_a_lost_snapshot() {
+    let write = |at, count| Step::Write { at, count };
+    let shape = Shape {
+        refcount_order: 1,
+        extended_l2: true,
+        dirty: true,
+        tables: 3,
+        header_more: 8,
+        steps: vec![
+            write(529, 2),
+            Step::VmState { clusters: 12 },
+            write(1, 2),
+            Step::Apply { which: 2 },
+            write(2966, 1),
+            Step::Subclusters { at: 695, allocated: 0, zero: 0 },
+            write(0, 1),
+            write(0, 1),
+            write(0, 1),
+            write(0, 1),
+            write(0, 1),
+        ],
+        gap_max: 4,
+        ..small()
+    };
+    let choice = |kind, which, change| Choice { kind, which, any: false, change };
+    let choices = [
+        choice(2, 45_824, Change::Flip(62)),
+        choice(205, 25_742, Change::Random(72_058_693_580_521_274)),
+        choice(19, 27_790, Change::OffByOne { plus: true }),
+        choice(9, 33_576, Change::Random(380)),
+    ];
+    let subject = Subject::damaged(&shape, &choices);
+    subject.mend().unwrap();
+}

@@ -87,9 +87,18 @@ const BESIDE_USERS: &[Problem] = &[
     P::SnapshotDiskSize,
 ];
 
-/// Findings that say that what is taken for a table may be something else, guest data for one.
-const TABLES_IN_DOUBT: &[(Problem, Option<Decision>)] =
-    &[(P::TableGarbage, None), (P::L1EntryOverlap, None), (P::OrphanTable, Some(Decision::FreeOrphanTables))];
+/// Findings that say that what is taken for a table may be something else: guest data for one, that of a snapshot which
+/// cannot be followed, too.
+const TABLES_IN_DOUBT: &[(Problem, Option<Decision>)] = &[
+    (P::TableGarbage, None),
+    (P::L1EntryOverlap, None),
+    (P::OrphanTable, Some(Decision::FreeOrphanTables)),
+    (P::HeaderSnapshotsOffset, Some(Decision::DropSnapshots)),
+    (P::HeaderSnapshotsCount, Some(Decision::KeepReadableSnapshots)),
+    (P::SnapshotTableTruncated, Some(Decision::KeepReadableSnapshots)),
+    (P::SnapshotL1Offset, None),
+    (P::SnapshotL1Size, None),
+];
 
 /// Findings about entries that lead to nothing in the file.
 const LOST_POINTERS: &[Problem] = &[
@@ -325,7 +334,7 @@ mod tests {
     #[test]
     fn tables_are_not_written_while_they_may_be_something_else() {
         assert!(doubt(&[P::L2EntryReserved, P::OrphanData], &[]).may_write_tables());
-        for other in [P::TableGarbage, P::L1EntryOverlap, P::OrphanTable] {
+        for other in [P::TableGarbage, P::L1EntryOverlap, P::OrphanTable, P::SnapshotL1Size] {
             assert!(!doubt(&[other, P::L2EntryReserved], &[]).may_write_tables(), "{other:?}");
         }
         assert!(doubt(&[P::OrphanTable], &[Decision::FreeOrphanTables]).may_write_tables());
