@@ -286,6 +286,38 @@ fn counts_stay_where_setting_them_would_hide_what_was_lost() {
     assert!(cures.is_empty(), "{cures:?}");
 }
 
+/// A table without an entry for what comes behind the file is left behind, and nothing of it is taken for data, whatever
+/// else is wrong.
+#[test]
+fn full_refcount_table_is_left_behind_without_a_trace() {
+    need!(tools::qemu());
+    let folder = tempfile::tempdir().unwrap();
+    let image = image::make(folder.path(), "image", Flavour::Plain, 512);
+    let raw = Raw::open(&image.path);
+    let reach = 64 * 256 * 512;
+    assert!(raw.len() < reach && raw.get(field::REFCOUNT_TABLE_CLUSTERS) == 1);
+    let move_to = |guest_cluster: u64, place: u64| {
+        let entry = raw.l2_entry(guest_cluster);
+        let old = raw.host_offset(guest_cluster);
+        let bytes = raw.read(old, 512);
+        raw.set_refcount(old / 512, 0);
+        raw.write(old, &[0; 512]);
+        raw.set_number(entry, 8, place | COPIED);
+        bytes
+    };
+    raw.set_len(reach + (64 << 10));
+    let bytes = move_to(5, reach + 4096);
+    raw.write(reach + 4096, &bytes);
+    move_to(12, raw.get(field::L1_OFFSET));
+    let table = raw.get(field::REFCOUNT_TABLE_OFFSET);
+    let (report, _) = repair(&image);
+    let left: Vec<_> = report.last().counts.keys().copied().collect();
+    let undecided = vec![Problem::L2EntryOverlapsMetadata, Problem::MetadataOverlap];
+    assert_eq!((report.ending, left), (Ending::RepairedPartly, undecided));
+    assert_ne!(raw.get(field::REFCOUNT_TABLE_OFFSET), table);
+    assert_eq!(raw.refcount(table / 512), 0);
+}
+
 /// Hundreds of wrong flags in one table are no reason to take it for something else.
 #[test]
 fn scattered_flags_of_a_large_table_are_set_right() {

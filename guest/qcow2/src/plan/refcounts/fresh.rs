@@ -179,7 +179,8 @@ impl<'a> Fresh<'a> {
                 continue;
             }
             let made = self.made.iter().chain(&tails).max().map_or(0, |index| index + 1);
-            let stored = if self.kept.has_table { self.kept.blocks.len() as u64 } else { 0 };
+            let stored =
+                if self.kept.has_table { self.kept.blocks.len() as u64 } else { self.kept.entries() };
             let is_short = !self.kept.has_table || made > stored;
             let needed = if is_short { entry_clusters(made.max(stored)) } else { 0 };
             if needed <= table_clusters {
