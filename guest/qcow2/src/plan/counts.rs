@@ -15,7 +15,7 @@ use super::diff::Edits;
 use super::doubt::Doubt;
 use super::leaks::Frees;
 use crate::check::Checked;
-use crate::check::compare::{Blocks, block_offset};
+use crate::check::compare::{Blocks, Wanted, block_offset};
 use crate::check::counts::{CHUNK_CLUSTERS, Chunk, Usage, flags};
 use crate::check::leaks::ClusterSet;
 use crate::check::reader::Reader;
@@ -75,7 +75,9 @@ impl<'a> FixCounts<'a> {
         let blocks = Blocks { image, roots, clusters: window.clusters.clone(), phase };
         let mut edits = Edits::default();
         let mut report = Report::new(true);
-        let want = |_: &Range<u64>, _: bool| true;
+        // A hole has the counts of clusters that nothing uses right, and nothing to free.
+        let asked = Wanted { counts: window.counts, roots };
+        let want = |clusters: &Range<u64>, is_hole: bool| !is_hole || asked.wants(clusters, is_hole);
         blocks.for_each(host, reader, &mut report, want, |host, _, base, before| {
             let entry = roots.refcount_table.get(instar_abi::to_usize(base / per_block));
             let Some(offset) = entry.and_then(|entry| block_offset(image, *entry)) else { return };

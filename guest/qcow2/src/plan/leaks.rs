@@ -24,6 +24,10 @@ use crate::ondisk::units::{FileBounds, Position};
 /// Most refcount blocks that are changed in one step.
 const STEP_BLOCKS_MAX: usize = 4096;
 
+/// Blocks from which on it is asked which of them are holes, whose counts are zero: a table may lead to a million that
+/// are for clusters past the end of the file.
+const ASKED_BLOCKS_MIN: usize = 64;
+
 /// A refcount block with counts to be set to zero.
 struct Block {
     /// Its first byte in the file.
@@ -46,8 +50,12 @@ pub fn propose_left<H: Host>(round: &mut Round<'_, H>, checked: &Checked, cure: 
 fn release<H: Host>(round: &mut Round<'_, H>, checked: &Checked, cure: Cure, frees: Frees<'_>) {
     let Some(image) = &checked.image else { return };
     let release = Release { cure, roots: &checked.roots, header: &image.header, bounds: image.bounds, frees };
-    let blocks = release.blocks();
+    let mut blocks = release.blocks();
     let mut reader = Reader::new(image.bounds.len);
+    if blocks.len() >= ASKED_BLOCKS_MIN {
+        let len = image.header.cluster.usize();
+        blocks.retain(|block| !reader.is_hole(round.host, block.offset, len));
+    }
     let mut rest = blocks.as_slice();
     while !rest.is_empty() {
         let done = (blocks.len() - rest.len()) as u64;
